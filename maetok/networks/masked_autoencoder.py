@@ -1,0 +1,77 @@
+"""Everything that stage 1 trains on the generator side: the tokenizer and its auxiliary decoders."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from maetok.networks.decoder import Decoder, LinearDecoder
+from maetok.networks.tokenizer import Tokenizer, patch_grid, unpatchify
+from maetok.networks.vit import TransformerSize
+
+
+@dataclass
+class MaskedAutoencoderOutput:
+    """Result of one training forward pass."""
+
+    reconstructions: Tensor
+    """(B, 3, H, W), about [-1, 1]."""
+    latents: Tensor
+    """(B, L, C)."""
+    predictions: dict[str, Tensor]
+    """Per target (B, N, dim), dim as the target has."""
+    losses: dict[str, Tensor]
+    """Named, weighted losses of the bottleneck."""
+
+
+class MaskedAutoencoder(nn.Module):
+    """A tokenizer plus one shallow auxiliary decoder per feature target, dropped after stage 1 (paper section 3.2).
+
+    Args:
+        tokenizer: the autoencoder.
+        target_dims: values per patch of each target, by name.
+        depth: layers of an auxiliary decoder (paper: 3), or ``"linear"`` for a linear map.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, target_dims: dict[str, int], depth: int | Literal["linear"] = 3) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.auxiliary_decoders = nn.ModuleDict(
+            {name: auxiliary_decoder(tokenizer, dim, depth) for name, dim in target_dims.items()}
+        )
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> MaskedAutoencoderOutput:
+        """Encode masked images (B, 3, H, W) in [-1, 1] with mask (B, N), reconstruct pixels and predict all targets."""
+        latents, losses = self.tokenizer.bottlenecked(images, mask)
+        grid = patch_grid(tuple(images.shape[-2:]), self.tokenizer.patch_size)
+        reconstructions = unpatchify(self.tokenizer.decoder(latents, grid), grid)
+        predictions = {name: decoder(latents, grid) for name, decoder in self.auxiliary_decoders.items()}
+        return MaskedAutoencoderOutput(reconstructions, latents, predictions, losses)
+
+    def compile_blocks(self) -> None:
+        """Compile every transformer block in place; names in the state dict stay as they are."""
+        for module in self.modules():
+            for block in getattr(module, "blocks", []):
+                block.compile()
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Recompute the activations of every transformer block in the backward pass, to save memory."""
+        for module in self.modules():
+            if hasattr(module, "activation_checkpointing"):
+                module.activation_checkpointing = enabled
+
+
+def auxiliary_decoder(tokenizer: Tokenizer, dim: int, depth: int | Literal["linear"]) -> nn.Module:
+    """A decoder of ``dim`` values per patch, of the same design as the pixel decoder but with ``depth`` layers."""
+    if depth == "linear":
+        return LinearDecoder(tokenizer.grid, dim, tokenizer.latent_tokens, tokenizer.latent_channels)
+    size = tokenizer.decoder_size
+    return Decoder(
+        tokenizer.grid,
+        dim,
+        tokenizer.latent_tokens,
+        tokenizer.latent_channels,
+        TransformerSize(size.width, depth, size.num_heads, size.mlp_ratio),
+        positions=tokenizer.decoder_positions,
+        rope_theta=tokenizer.rope_theta,
+    )

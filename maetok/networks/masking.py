@@ -1,0 +1,50 @@
+"""How much of an image is masked, and which patches. Everything is a function of uniform numbers given by the caller."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MaskRatio:
+    """Distribution of the share of masked patches, one draw per image (paper section 3.2).
+
+    ``uniform`` in [low, high] is the paper's; ``truncated_normal`` is the released code's: a normal with mean ``high``
+    and standard deviation 0.25 cut to [low, high], so that high ratios are likelier. ``high: 0`` turns masking off.
+
+    Raises:
+        ValueError: unless 0 <= low <= high < 1.
+    """
+
+    low: float = 0.4
+    high: float = 0.6
+    distribution: Literal["uniform", "truncated_normal"] = "uniform"
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.low <= self.high < 1.0:
+            raise ValueError(f"mask_ratio needs 0 <= low <= high < 1, got low={self.low}, high={self.high}")
+
+    def __call__(self, uniform: Tensor) -> Tensor:
+        """Ratios (B,) in [low, high] from uniform numbers (B,) in [0, 1), by the inverse distribution function."""
+        if self.distribution == "uniform" or self.low == self.high:
+            return self.low + (self.high - self.low) * uniform
+        standard_deviation = 0.25
+        lowest = torch.special.ndtr(torch.tensor((self.low - self.high) / standard_deviation, device=uniform.device))
+        quantile = torch.special.ndtri(lowest + uniform * (0.5 - lowest))
+        return (self.high + standard_deviation * quantile).clamp(self.low, self.high)
+
+
+def random_mask(ratios: Tensor, scores: Tensor) -> Tensor:
+    """Mask the ``round(ratio * N)`` patches with the lowest scores.
+
+    Args:
+        ratios: (B,) share of masked patches.
+        scores: (B, N) uniform numbers.
+
+    Returns:
+        (B, N) bool, True = masked.
+    """
+    ranks = scores.argsort(dim=1).argsort(dim=1)
+    return ranks < (ratios * scores.shape[1]).round()[:, None]

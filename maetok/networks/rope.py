@@ -1,0 +1,91 @@
+"""Mixed 2D rotary position embedding: every layer and head learns its own frequencies for both axes.
+
+Angle of a pair of channels at column x and row y (paper section 3.1; the mixed form is that of the released weights):
+    angle = x * frequency_x + y * frequency_y,  x, y = 0, 1, 2, ... not centred, not scaled.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+Rotation = tuple[Tensor, Tensor]
+"""cos and sin, each (heads, T, head_dim / 2), in the dtype of the queries."""
+
+
+def rotate(queries_or_keys: Tensor, rotation: Rotation) -> Tensor:
+    """Rotate adjacent channel pairs (2i, 2i + 1) by the given angles.
+
+    Args:
+        queries_or_keys: (..., heads, T, head_dim).
+        rotation: cos and sin, (heads, T, head_dim / 2) each.
+
+    Returns:
+        Tensor shaped like the input.
+    """
+    cos, sin = rotation
+    even, odd = queries_or_keys.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+
+
+def compute_dtype(reference: Tensor) -> torch.dtype:
+    """The dtype in which a linear layer returns its result for ``reference``: autocast's dtype, or its own."""
+    device = reference.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else reference.dtype
+
+
+class MixedRotaryEmbedding2d(nn.Module):
+    """Learned 2D rotary frequencies for all layers of one transformer, turned into angles once per forward pass.
+
+    Angles are always computed in float32, whatever the autocast state. Outside of training they are cached per grid
+    and recomputed only when the frequencies have changed.
+
+    Args:
+        depth: number of layers.
+        num_heads: attention heads per layer.
+        head_dim: channels per head, divisible by 4.
+        theta: base of the geometric series of initial frequencies.
+
+    Raises:
+        ValueError: if ``head_dim`` is not divisible by 4.
+    """
+
+    def __init__(self, depth: int, num_heads: int, head_dim: int, theta: float = 10.0) -> None:
+        super().__init__()
+        if head_dim % 4:
+            raise ValueError(f"a 2D rotary embedding needs channels per head divisible by 4, got {head_dim}")
+        magnitudes = theta ** (-torch.arange(0, head_dim, 4).float() / head_dim)
+        direction = torch.rand(depth, num_heads, 1) * 2 * math.pi
+        both = torch.cat((direction.expand(-1, -1, head_dim // 4), (direction + math.pi / 2).expand(-1, -1, head_dim // 4)), -1)
+        frequencies = torch.stack((both.cos(), both.sin())) * magnitudes.repeat(2)
+        self.frequencies = nn.Parameter(frequencies)  # (2, depth, heads, head_dim / 2); index 0 is x, the column
+        self._cache: dict[tuple, list[Rotation]] = {}
+
+    def angles(self, grid: tuple[int, int]) -> Tensor:
+        """float32 angles (depth, heads, N, head_dim / 2) for a grid of (rows, columns) patches in raster order."""
+        rows, columns = grid
+        device = self.frequencies.device
+        x = torch.arange(columns, device=device, dtype=torch.float32).repeat(rows)
+        y = torch.arange(rows, device=device, dtype=torch.float32).repeat_interleave(columns)
+        frequencies_x, frequencies_y = self.frequencies.float().unsqueeze(-2).unbind(0)
+        return x[:, None] * frequencies_x + y[:, None] * frequencies_y
+
+    def forward(self, grid: tuple[int, int], before: int, after: int, dtype: torch.dtype) -> list[Rotation]:
+        """Rotations of each layer for the sequence [``before`` tokens | grid | ``after`` tokens].
+
+        Tokens outside the grid (class, register and latent tokens) get angle zero, so they are not rotated.
+
+        Returns:
+            One (cos, sin) pair per layer, each (heads, before + N + after, head_dim / 2) in ``dtype``.
+        """
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._rotations(grid, before, after, dtype)
+        frequencies = self.frequencies
+        key = (grid, before, after, dtype, frequencies.device, frequencies.data_ptr(), frequencies._version)
+        if key not in self._cache:
+            self._cache = {key: self._rotations(grid, before, after, dtype)}
+        return self._cache[key]
+
+    def _rotations(self, grid: tuple[int, int], before: int, after: int, dtype: torch.dtype) -> list[Rotation]:
+        angles = nn.functional.pad(self.angles(grid), (0, 0, before, after))
+        return list(zip(angles.cos().to(dtype).unbind(0), angles.sin().to(dtype).unbind(0), strict=True))

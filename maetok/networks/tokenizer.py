@@ -1,0 +1,168 @@
+"""The tokenizer: encoder, bottleneck and pixel decoder."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from maetok.networks.bottlenecks import Bottleneck, PlainBottleneck
+from maetok.networks.decoder import Decoder
+from maetok.networks.encoder import Encoder
+from maetok.networks.vit import Positions, TransformerSize
+
+
+def as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) from one side length or a pair."""
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def patch_grid(size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """(rows, columns) of patches in an image of ``size``.
+
+    Raises:
+        ValueError: if a side is not divisible by the patch size.
+    """
+    height, width = as_pair(size)
+    if height % patch_size or width % patch_size or not height or not width:
+        raise ValueError(f"image size {height}x{width} is not divisible by patch_size={patch_size}")
+    return height // patch_size, width // patch_size
+
+
+def unpatchify(patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, N, p * p * 3) in raster order, values ordered (row, column, channel) -> images (B, 3, H, W)."""
+    patch_size = round((patches.shape[-1] / 3) ** 0.5)
+    values = patches.unflatten(1, grid).unflatten(-1, (patch_size, patch_size, 3))
+    return values.permute(0, 5, 1, 3, 2, 4).reshape(patches.shape[0], 3, grid[0] * patch_size, grid[1] * patch_size)
+
+
+class Tokenizer(nn.Module):
+    """MAETok's autoencoder: a ViT encoder with L latent tokens, a bottleneck, and a ViT pixel decoder.
+
+    The defaults are MAETok-B/16 with 128 latent tokens of 32 channels (paper section 3.1).
+
+    Args:
+        image_size: training resolution, a side length or (height, width); other sizes work at run time.
+        patch_size: side of a square patch.
+        latent_tokens: number L of latent tokens.
+        bottleneck: called with the encoder width; decides the latent channels C.
+        encoder: size of the encoder.
+        decoder: size of the pixel decoder.
+        encoder_positions: position information on the encoder's image tokens.
+        decoder_positions: the same for the decoder.
+        rope_theta: base of the initial rotary frequencies.
+        register_tokens: extra prefix tokens of the encoder.
+        decoder_class_token: put a learned token in front of the decoder's sequence.
+        layer_scale: initial residual scale in plain blocks.
+        latent_modulation: use the released "movqv2" blocks in the pixel decoder.
+        mask_token: whether the encoder can be given masks.
+
+    Raises:
+        ValueError: if ``image_size`` is not divisible by ``patch_size``.
+    """
+
+    def __init__(
+        self,
+        image_size: int | tuple[int, int] = 256,
+        patch_size: int = 16,
+        latent_tokens: int = 128,
+        bottleneck: Callable[[int], Bottleneck] = PlainBottleneck,
+        encoder: TransformerSize = TransformerSize(),  # noqa: B008 - frozen
+        decoder: TransformerSize = TransformerSize(),  # noqa: B008 - frozen
+        encoder_positions: Positions = "rotary",
+        decoder_positions: Positions = "rotary",
+        rope_theta: float = 10.0,
+        register_tokens: int = 0,
+        decoder_class_token: bool = False,
+        layer_scale: float = 1.0,
+        latent_modulation: bool = False,
+        mask_token: bool = True,
+    ) -> None:
+        super().__init__()
+        self.image_size, self.patch_size, self.latent_tokens = as_pair(image_size), patch_size, latent_tokens
+        self.encoder_size, self.decoder_size, self.rope_theta = encoder, decoder, rope_theta
+        self.encoder_positions, self.decoder_positions = encoder_positions, decoder_positions
+        self.grid = patch_grid(image_size, patch_size)
+        self.encoder = Encoder(
+            self.grid,
+            patch_size,
+            latent_tokens,
+            encoder,
+            positions=encoder_positions,
+            rope_theta=rope_theta,
+            register_tokens=register_tokens,
+            layer_scale=layer_scale,
+            mask_token=mask_token,
+        )
+        self.bottleneck = bottleneck(encoder.width)
+        self.decoder = Decoder(
+            self.grid,
+            3 * patch_size**2,
+            latent_tokens,
+            self.bottleneck.channels,
+            decoder,
+            positions=decoder_positions,
+            rope_theta=rope_theta,
+            class_token=decoder_class_token,
+            layer_scale=layer_scale,
+            latent_modulation=latent_modulation,
+        )
+        self.published_config: dict[str, Any] = {}  # set by from_pretrained, so that save_pretrained gives it back
+        self.published_unused: dict[str, Tensor] = {}
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels C of a latent."""
+        return self.bottleneck.channels
+
+    def bottlenecked(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Latents (B, L, C) and the bottleneck's named losses; for training."""
+        return self.bottleneck(self.encoder(images, mask))
+
+    def encode(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Encode images.
+
+        Args:
+            images: (B, 3, H, W) float in [-1, 1].
+            mask: (B, N) bool, True = masked; none by default.
+
+        Returns:
+            Raw latents (B, L, C).
+
+        Raises:
+            ValueError: if the image is not divisible into patches or the mask does not fit it.
+        """
+        return self.bottlenecked(images, mask)[0]
+
+    def decode(self, latents: Tensor, size: int | tuple[int, int] | None = None) -> Tensor:
+        """Decode latents to pixels; values are not clamped.
+
+        Args:
+            latents: (B, L, C).
+            size: (height, width) or side of the wanted images; the training resolution if not given.
+
+        Returns:
+            (B, 3, H, W), about [-1, 1].
+
+        Raises:
+            ValueError: if ``latents`` or ``size`` do not fit this tokenizer.
+        """
+        grid = self.grid if size is None else patch_grid(size, self.patch_size)
+        return unpatchify(self.decoder(latents, grid), grid)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Reconstruct images at their own size: (B, 3, H, W) -> (B, 3, H, W)."""
+        return self.decode(self.encode(images), tuple(images.shape[-2:]))
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo: str | Path, **overrides: Any) -> "Tokenizer":
+        """Load a published tokenizer (config.json + model.safetensors); see :func:`maetok.hub.load_tokenizer`."""
+        from maetok import hub  # hub builds tokenizers, so it cannot be imported at the top
+
+        return hub.load_tokenizer(path_or_repo, **overrides)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors in the published format; see :func:`maetok.hub.save_tokenizer`."""
+        from maetok import hub
+
+        hub.save_tokenizer(self, folder)

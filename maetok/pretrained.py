@@ -1,0 +1,68 @@
+"""Networks that are used but never trained: loading them from timm, their input range, keeping them out of the way."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Frozen:
+    """Holds a network that is never trained, hidden from the module that owns it.
+
+    It is not a submodule: its weights stay out of checkpoints, optimizers, EMA copies and distributed wrappers, and it
+    stays in evaluation mode. Gradients still flow through it to its input.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network.eval().requires_grad_(False)
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """Run the network on the device of its first input, moving it there once."""
+        device = inputs[0].device
+        tensor = next(self.network.parameters(), None)
+        if tensor is not None and tensor.device != device:
+            self.network.to(device)
+        return self.network(*inputs)
+
+
+def create_timm_model(model_name: str, pretrained: bool, checkpoint_path: str, **arguments: Any) -> nn.Module:
+    """A timm model, with an error that names the remedy when its weights cannot be had.
+
+    Args:
+        model_name: timm name, with tag.
+        pretrained: load timm's weights from the hub or its cache.
+        checkpoint_path: load weights from this local file instead.
+        **arguments: passed to ``timm.create_model``.
+
+    Raises:
+        RuntimeError: if pretrained weights cannot be loaded.
+    """
+    import timm
+
+    try:
+        return timm.create_model(model_name, pretrained=pretrained, checkpoint_path=checkpoint_path, **arguments)
+    except OSError as error:
+        raise RuntimeError(
+            f"cannot load the weights of timm model {model_name!r} (pretrained={pretrained}, "
+            f"checkpoint_path={checkpoint_path!r}): {error}. Download them on a machine with network access and set "
+            "checkpoint_path, or set pretrained: false for random weights."
+        ) from error
+
+
+class Normalization(nn.Module):
+    """Map images in [-1, 1] to the mean and standard deviation that a timm model was trained with."""
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        config = getattr(model, "pretrained_cfg", None) or {}
+        mean = torch.tensor(config.get("mean", (0.485, 0.456, 0.406)))
+        std = torch.tensor(config.get("std", (0.229, 0.224, 0.225)))
+        self.register_buffer("scale", (0.5 / std).view(1, 3, 1, 1))
+        self.register_buffer("offset", ((0.5 - mean) / std).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> the model's own input range."""
+        return images * self.scale + self.offset

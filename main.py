@@ -1,0 +1,71 @@
+"""Command line of the suite: ``python main.py {fit,validate,test,predict} --config FILE [--config FILE ...]``."""
+
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from callbacks.checkpointing import complete_checkpoints
+
+TRAINER_DEFAULTS = {
+    "use_distributed_sampler": False,  # datamodules divide samples among processes themselves
+    "num_sanity_val_steps": 0,
+    "max_epochs": -1,  # training data has no end; max_steps is the length of a run
+    "check_val_every_n_epoch": None,  # val_check_interval counts micro-batches
+}
+
+
+class MAETokCLI(LightningCLI):
+    """LightningCLI with one run directory per experiment, which restarts find again."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add ``--experiment``."""
+        parser.add_argument("--experiment", type=str, default="unnamed", help="name of the run directory under runs/")
+
+    def before_instantiate_classes(self) -> None:
+        """Derive the run directory, and keep the configs of other subcommands apart from that of ``fit``."""
+        config = self.config[self.subcommand]
+        config.trainer.default_root_dir = config.trainer.default_root_dir or f"runs/{config.experiment}"
+        name = "config.yaml" if self.subcommand == "fit" else f"config_{self.subcommand}.yaml"
+        self.save_config_kwargs["config_filename"] = name
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Log to TensorBoard in the run directory unless the config says otherwise."""
+        config = self.config[self.subcommand]
+        if config.trainer.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(config.trainer.default_root_dir, name="", version="")
+        return super().instantiate_trainer(**kwargs)
+
+    def _parse_ckpt_path(self) -> None:
+        """Do not let hyper-parameters stored in a checkpoint win over the config (LightningCLI would)."""
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Resolve ``--ckpt_path last`` to the newest complete checkpoint of the run; a new run starts at step 0."""
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if kwargs.get("ckpt_path") == "last":
+            found = complete_checkpoints(self.trainer.default_root_dir)
+            if not found and subcommand != "fit":
+                raise FileNotFoundError(f"--ckpt_path last: no checkpoint in {self.trainer.default_root_dir}/checkpoints")
+            kwargs["ckpt_path"] = str(found[-1]) if found else None
+            print(f"ckpt_path last: {kwargs['ckpt_path'] or 'no checkpoint yet, starting at step 0'}")
+        return kwargs
+
+
+def main(args: list[str] | None = None) -> MAETokCLI:
+    """Run one command; ``args`` are those of the command line by default."""
+    return MAETokCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        trainer_defaults=TRAINER_DEFAULTS,
+        auto_configure_optimizers=False,
+        save_config_kwargs={"overwrite": True},
+        args=args,
+    )
+
+
+if __name__ == "__main__":
+    main()
