@@ -53,7 +53,8 @@ class Decoder(nn.Module):
         self.grid = grid
         self.activation_checkpointing = False
         self.latent_projection = nn.Linear(latent_channels, width)
-        self.latent_positions = nn.Parameter(torch.randn(1, latent_tokens, width) * 0.02)
+        # As large as the projected latents: only these tell one latent token from another.
+        self.latent_positions = nn.Parameter(torch.randn(1, latent_tokens, width))
         self.mask_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.class_token = nn.Parameter(torch.randn(1, 1, width) * 0.02) if class_token else None
         has_table = positions != "rotary"
