@@ -1,4 +1,4 @@
-"""Command line of the suite: ``python main.py {fit,validate,test,predict} --config FILE [--config FILE ...]``."""
+"""The suite's command line: ``python main.py {fit,validate,test,predict} --config FILE [--config FILE ...]``."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from callbacks.checkpointing import complete_checkpoints
+from callbacks.checkpointing import newest_checkpoint
 
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # datamodules divide samples among processes themselves
@@ -20,21 +20,21 @@ class MAETokCLI(LightningCLI):
     """LightningCLI with one run directory per experiment, which restarts find again."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add ``--experiment``."""
+        """Add the name of the run."""
         parser.add_argument("--experiment", type=str, default="unnamed", help="name of the run directory under runs/")
 
     def before_instantiate_classes(self) -> None:
         """Derive the run directory, and keep the configs of other subcommands apart from that of ``fit``."""
         config = self.config[self.subcommand]
         config.trainer.default_root_dir = config.trainer.default_root_dir or f"runs/{config.experiment}"
-        name = "config.yaml" if self.subcommand == "fit" else f"config_{self.subcommand}.yaml"
-        self.save_config_kwargs["config_filename"] = name
+        suffix = "" if self.subcommand == "fit" else f"_{self.subcommand}"
+        self.save_config_kwargs["config_filename"] = f"config{suffix}.yaml"
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """Log to TensorBoard in the run directory unless the config says otherwise."""
-        config = self.config[self.subcommand]
-        if config.trainer.logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger(config.trainer.default_root_dir, name="", version="")
+        """Log to TensorBoard in the run directory, unless the config says otherwise."""
+        trainer = self.config[self.subcommand].trainer
+        if trainer.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(trainer.default_root_dir, name="", version="")
         return super().instantiate_trainer(**kwargs)
 
     def _parse_ckpt_path(self) -> None:
@@ -44,11 +44,7 @@ class MAETokCLI(LightningCLI):
         """Resolve ``--ckpt_path last`` to the newest complete checkpoint of the run; a new run starts at step 0."""
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if kwargs.get("ckpt_path") == "last":
-            found = complete_checkpoints(self.trainer.default_root_dir)
-            if not found and subcommand != "fit":
-                raise FileNotFoundError(f"--ckpt_path last: no checkpoint in {self.trainer.default_root_dir}/checkpoints")
-            kwargs["ckpt_path"] = str(found[-1]) if found else None
-            print(f"ckpt_path last: {kwargs['ckpt_path'] or 'no checkpoint yet, starting at step 0'}")
+            kwargs["ckpt_path"] = newest_checkpoint(self.trainer.default_root_dir, required=subcommand != "fit")
         return kwargs
 
 
@@ -62,7 +58,7 @@ def main(args: list[str] | None = None) -> MAETokCLI:
         seed_everything_default=0,
         trainer_defaults=TRAINER_DEFAULTS,
         auto_configure_optimizers=False,
-        save_config_kwargs={"overwrite": True},
+        save_config_kwargs={"overwrite": True},  # a restart writes it again
         args=args,
     )
 

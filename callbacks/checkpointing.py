@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_info
 
 PATTERN = re.compile(r"step=(\d+)\.ckpt")
 
@@ -16,6 +17,23 @@ def complete_checkpoints(run_directory: str | Path) -> list[Path]:
     folder = Path(run_directory) / "checkpoints"
     found = [(int(match[1]), path) for path in folder.glob("step=*.ckpt") if (match := PATTERN.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
+
+
+def newest_checkpoint(run_directory: str | Path, required: bool) -> str | None:
+    """The checkpoint of the latest step of a run, which is what ``--ckpt_path last`` means.
+
+    Args:
+        run_directory: ``runs/<experiment>``.
+        required: whether having none is an error, or the beginning of a new run.
+
+    Raises:
+        FileNotFoundError: if one is required and there is none.
+    """
+    found = complete_checkpoints(run_directory)
+    if not found and required:
+        raise FileNotFoundError(f"--ckpt_path last: there is no checkpoint in {run_directory}/checkpoints")
+    rank_zero_info(f"continuing from {found[-1]}" if found else f"no checkpoint in {run_directory}: starting at step 0")
+    return str(found[-1]) if found else None
 
 
 class ResumableCheckpoint(Checkpoint):

@@ -1,6 +1,7 @@
 """From encoded bytes to uint8 image tensors of one size, random where asked and then by a given generator only."""
 
 import math
+import warnings
 
 import numpy as np
 import torch
@@ -12,7 +13,10 @@ from torchvision.transforms.v2 import functional as F
 
 def decode(data: bytes) -> Tensor:
     """Encoded image -> (3, H, W) uint8; raises RuntimeError for data that is no image."""
-    return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    with warnings.catch_warnings():
+        # torchvision points to torchcodec, which would be a dependency for the same libjpeg-turbo
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
 
 
 def resize_to_cover(image: Tensor, size: tuple[int, int]) -> Tensor:

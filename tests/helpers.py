@@ -1,0 +1,58 @@
+"""Small runs of the real command line, and callbacks that record or end them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+
+from main import MAETokCLI, main
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = ROOT / "configs" / "experiment"
+TINY = ROOT / "configs" / "overlay" / "tiny.yaml"
+
+
+def run(subcommand: str, experiment: str, folder: Path, digits_root: Path, *arguments: str) -> MAETokCLI:
+    """Run an experiment under the tiny overlay in ``folder``."""
+    return main(
+        [
+            subcommand,
+            f"--config={EXPERIMENTS / experiment}.yaml",
+            f"--config={TINY}",
+            f"--trainer.default_root_dir={folder}",
+            f"--data.init_args.root={digits_root}",
+            "--trainer.enable_model_summary=false",
+            *arguments,
+        ]
+    )
+
+
+class RecordScalars(Callback):
+    """Appends what was logged in each step to ``scalars.jsonl`` in the run directory."""
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        values.pop("throughput/images_per_second", None)
+        with (Path(trainer.default_root_dir) / "scalars.jsonl").open("a") as file:
+            file.write(json.dumps({"step": trainer.global_step, **values}) + "\n")
+
+
+class StopAt(Callback):
+    """Ends training after a step, as if the job had been stopped there: schedules know nothing of it."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step >= self.step:
+            trainer.should_stop = True
+
+
+def scalars(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "scalars.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints" / f"step={step:09d}.ckpt", weights_only=True)["state_dict"]

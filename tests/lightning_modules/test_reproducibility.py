@@ -1,0 +1,104 @@
+"""A run that was stopped, or that is spread over two processes, computes what one uninterrupted process computes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers import EXPERIMENTS, ROOT, TINY, run, scalars, weights
+
+# Everything that has state or noise: KL sampling, both optimizers, LeCAM, DiffAugment, accumulation, augmentation.
+FULL = """
+trainer:
+  max_steps: 6
+  val_check_interval: 6
+  callbacks+:
+    - tests.helpers.RecordScalars
+data:
+  init_args:
+    num_workers: {workers}
+    random_crop_scale: [0.5, 1.0]
+model:
+  init_args:
+    tokenizer:
+      init_args:
+        bottleneck:
+          class_path: maetok.networks.{bottleneck}
+    generator: {optimization}
+    discriminator_optimization: {optimization}
+    accumulate_grad_batches: {accumulate}
+"""
+OPTIMIZATION = (
+    "{{optimizer: {{class_path: torch.optim.{name}, init_args: {{lr: {rate}, weight_decay: 0.01{more}}}}},"
+    " schedule: {{class_path: lightning_modules.CosineWithWarmup, init_args: {{warmup_steps: 2, final_ratio: 0.1}}}},"
+    " gradient_clip: 1.0}}"
+)
+
+
+def overlay(folder: Path, bottleneck: str, optimizer: str, rate: float, accumulate: int, workers: int) -> str:
+    more = {"AdamW": ", betas: [0.9, 0.95], fused: true", "SGD": ", momentum: 0.9, fused: false"}[optimizer]
+    optimization = OPTIMIZATION.format(name=optimizer, rate=rate, more=more)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "overlay.yaml"
+    path.write_text(
+        FULL.format(bottleneck=bottleneck, optimization=optimization, accumulate=accumulate, workers=workers)
+    )
+    return f"--config={path}"
+
+
+def test_stopping_and_continuing_gives_the_same_losses_and_weights(tmp_path: Path, digits_root: Path) -> None:
+    """One loader process, CPU, float32: equality bit for bit."""
+    options = overlay(tmp_path, "KLBottleneck", "AdamW", 1e-3, accumulate=2, workers=1)
+    experiment = "imagenet256_maetok_b128"
+    run("fit", experiment, tmp_path / "whole", digits_root, options)
+    stop = ["--trainer.callbacks+=tests.helpers.StopAt", "--trainer.callbacks.step=3"]
+    run("fit", experiment, tmp_path / "parts", digits_root, options, *stop)
+    assert not (tmp_path / "parts" / "checkpoints" / "step=000000006.ckpt").exists()
+    run("fit", experiment, tmp_path / "parts", digits_root, options, "--ckpt_path=last")
+    whole, parts = scalars(tmp_path / "whole"), scalars(tmp_path / "parts")
+    assert len(whole) == len(parts) == 12  # micro-batches
+    names = {"train/loss", "train/kl", "train/adversarial", "discriminator/lecam", "gradient_norm/discriminator"}
+    assert names <= whole[-1].keys()
+    for expected, found in zip(whole, parts, strict=True):
+        common = expected.keys() & found.keys()  # right after a restart not everything has been logged again
+        assert {name: expected[name] for name in common} == {name: found[name] for name in common}
+        assert "train/loss" in common
+    first, second = weights(tmp_path / "whole", 6), weights(tmp_path / "parts", 6)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_give_the_weights_of_one_with_the_whole_batch(
+    tmp_path: Path, digits_root: Path, accumulate: int
+) -> None:
+    """DDP over gloo against one process, same global batch: 1e-6 absolute after 6 steps of SGD that move weights by 0.1.
+
+    SGD, because AdamW turns rounding noise of 1e-8 in a gradient near zero into steps as large as its learning rate.
+    """
+    options = overlay(tmp_path, "PlainBottleneck", "SGD", 0.1, accumulate, workers=0)
+    common = [
+        f"--config={EXPERIMENTS / 'imagenet256_maetok_b128.yaml'}",
+        f"--config={TINY}",
+        options,
+        f"--data.init_args.root={digits_root}",
+    ]
+    for name, extra in (
+        ("one", []),
+        ("two", ["--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_true"]),
+    ):
+        command = [sys.executable, "main.py", "fit", *common, f"--trainer.default_root_dir={tmp_path / name}", *extra]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr[-3000:]
+    one, two = weights(tmp_path / "one", 6), weights(tmp_path / "two", 6)
+    assert one.keys() == two.keys()
+    assert any(name.startswith("discriminator.heads") for name in one)
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], atol=1e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+    early = weights(tmp_path / "one", 5)
+    moved = max((one[name] - early[name]).abs().max().item() for name in one if name.startswith("model."))
+    assert moved > 1e-3  # the comparison means something
