@@ -40,8 +40,8 @@ class LinearProbe(Callback):
     def latents_and_labels(self, trainer: Trainer, pl_module: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Latents (n, L, C) float32 and labels (n,) of a split, gathered from all processes."""
         latents, labels, valid, seen = [], [], [], 0
-        for batch in trainer.datamodule.evaluation_dataloader(split):  # type: ignore[attr-defined]
-            batch = trainer.strategy.batch_to_device(batch)
+        for loaded in trainer.datamodule.evaluation_dataloader(split):  # type: ignore[attr-defined]
+            batch = trainer.strategy.batch_to_device(loaded)
             latents.append(pl_module.encode(batch["images"]).float())
             labels.append(batch["labels"])
             valid.append(batch["valid"])

@@ -14,7 +14,9 @@ class StepProgressBar(TQDMProgressBar):
     def total_train_batches(self) -> int | float:
         """Micro-batches of the whole training."""
         steps = self.trainer.max_steps
-        return steps * getattr(self.trainer.lightning_module, "accumulate_grad_batches", 1) if steps > 0 else float("inf")
+        return (
+            steps * getattr(self.trainer.lightning_module, "accumulate_grad_batches", 1) if steps > 0 else float("inf")
+        )
 
     def init_train_tqdm(self) -> Any:
         """Lightning's bar, named for what it shows."""

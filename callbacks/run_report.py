@@ -34,7 +34,9 @@ class RunReport(Callback):
     @rank_zero_only
     def write(self, trainer: Trainer) -> None:
         """Append the present metrics."""
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("validation/")}
+        metrics = {
+            name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("validation/")
+        }
         record = {"step": trainer.global_step, "minutes": (time.monotonic() - self.started) / 60, **metrics}
         path = Path(trainer.default_root_dir) / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -187,7 +187,7 @@ class ImageShards(LightningDataModule):
         for key, value in self.state_dict().items():
             if key != "position" and state_dict[key] != value:
                 raise ShardError(
-                    f"cannot continue the data order: {key} was {state_dict[key]} in the checkpoint and is {value} now. "
-                    "Use the same shards and data.init_args.seed, or start a new run"
+                    f"cannot continue the data order: {key} was {state_dict[key]} in the checkpoint and is {value} "
+                    "now. Use the same shards and data.init_args.seed, or start a new run"
                 )
         self.position = state_dict["position"]

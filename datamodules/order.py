@@ -5,6 +5,7 @@ and process r of W takes every W-th sample of it. So every sample comes exactly 
 border of two epochs, and a run continues at its position with any number of processes and workers.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -79,7 +80,7 @@ class EvaluationOrder(Sampler[list[SampleReference]]):
         self.count, self.batch_size, self.rank, self.world_size = count, batch_size, rank, world_size
 
     def __len__(self) -> int:
-        return -(-self.count // self.batch_size)
+        return math.ceil(self.count / self.batch_size)
 
     def __iter__(self) -> Iterator[list[SampleReference]]:
         """Yield this process's part of one global batch after another."""

@@ -94,7 +94,9 @@ class ShardIndex:
                 for key, members in samples_of(path):
                     image = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
                     if image is None or image.size == 0:
-                        raise ShardError(f"{path}: sample {key!r} has no image ({', '.join(IMAGE_EXTENSIONS)}) or an empty one")
+                        raise ShardError(
+                            f"{path}: sample {key!r} has no image ({', '.join(IMAGE_EXTENSIONS)}) or an empty one"
+                        )
                     label = read_label(file, path, key, members.get("cls"), num_classes)
                     rows.append((number, image.offset_data, image.size, label))
         columns = np.array(rows, dtype=np.int64).reshape(-1, 4).T
@@ -131,11 +133,13 @@ def read_label(file: BinaryIO, path: str, key: str, member: tarfile.TarInfo | No
     except ValueError as error:
         raise ShardError(f"{path}: sample {key!r} has label {text[:20]!r}, expected an integer") from error
     if not 0 <= label < num_classes:
-        raise ShardError(f"{path}: sample {key!r} has label {label}, outside 0 ... {num_classes - 1} (data num_classes)")
+        raise ShardError(
+            f"{path}: sample {key!r} has label {label}, outside 0 ... {num_classes - 1} (data num_classes)"
+        )
     return label
 
 
 @lru_cache(maxsize=128)
 def open_shard(path: str) -> BinaryIO:
     """An open file, kept for the next read; the least recently used one is closed when it is dropped."""
-    return open(path, "rb", buffering=0)  # noqa: SIM115 - closed when the cache lets go of it
+    return open(path, "rb", buffering=0)

@@ -35,7 +35,9 @@ def center_crop(image: Tensor, size: tuple[int, int]) -> Tensor:
     return image[:, top : top + size[0], left : left + size[1]]
 
 
-def random_crop(image: Tensor, size: tuple[int, int], scale: tuple[float, float], generator: np.random.Generator) -> Tensor:
+def random_crop(
+    image: Tensor, size: tuple[int, int], scale: tuple[float, float], generator: np.random.Generator
+) -> Tensor:
     """A random window of ``size`` that covers a share of the image's short side drawn from ``scale``.
 
     The image is resized so that its covering size is between ``size / scale[1]`` and ``size / scale[0]``.

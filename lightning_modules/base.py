@@ -6,9 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from maetok.networks.attention import CPU_HAS_BFLOAT16
 
 
 @dataclass
@@ -59,6 +62,15 @@ class Task(LightningModule):
     def views(self, images: Tensor) -> dict[str, Tensor]:
         """Named picture columns (B, 3, h, w) in [-1, 1] that show what the task does with these images."""
         raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        """Warn of a precision that this machine can only emulate."""
+        device = self.trainer.strategy.root_device.type
+        if device == "cpu" and str(self.trainer.precision).startswith("bf16") and not CPU_HAS_BFLOAT16:
+            rank_zero_warn(
+                f"trainer.precision={self.trainer.precision}, but this CPU has no matrix instructions for bfloat16: "
+                "32-true is many times faster here"
+            )
 
     def begin_micro_step(self) -> np.random.SeedSequence:
         """Seed torch's global generators for this micro-batch and process, and return the seed shared by all processes.

@@ -21,7 +21,9 @@ class CosineWithWarmup(LambdaLR):
 
     def __init__(self, optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, final_ratio: float = 0.0) -> None:
         if total_steps < 1:
-            raise ValueError(f"a cosine schedule needs a known number of steps, got {total_steps}: set trainer.max_steps")
+            raise ValueError(
+                f"a cosine schedule needs a known number of steps, got {total_steps}: set trainer.max_steps"
+            )
 
         def factor(step: int) -> float:
             if step < warmup_steps:

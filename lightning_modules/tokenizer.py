@@ -13,7 +13,7 @@ from maetok.losses import masked_prediction_loss
 from maetok.losses.diff_augment import UNIFORM_NUMBERS
 from maetok.losses.objective import ReconstructionObjective
 from maetok.networks import FeatureTarget, MaskedAutoencoder, MaskRatio, Tokenizer, random_mask
-from maetok.networks.tokenizer import patch_grid
+from maetok.networks.patches import grid_of
 
 
 class TokenizerTraining(Task):
@@ -61,7 +61,9 @@ class TokenizerTraining(Task):
         unknown = self.target_weights.keys() - (targets or {}).keys()
         if unknown:
             raise ValueError(f"target_weights names {sorted(unknown)}, but targets has only {sorted(targets or {})}")
-        self.targets = nn.ModuleDict({name: (targets or {})[name](tokenizer.patch_size) for name in self.target_weights})
+        self.targets = nn.ModuleDict(
+            {name: (targets or {})[name](tokenizer.patch_size) for name in self.target_weights}
+        )
         dims = {name: target.dim for name, target in self.targets.items()}
         self.model = MaskedAutoencoder(tokenizer, dims, auxiliary_depth)
         self.ema = EMA(self.model, ema_decay)
@@ -70,8 +72,8 @@ class TokenizerTraining(Task):
         if objective.weights.adversarial:
             if discriminator is None or discriminator_optimization is None:
                 raise ValueError(
-                    f"objective weights.adversarial={objective.weights.adversarial} needs model.init_args.discriminator "
-                    "and discriminator_optimization; set them, or the weight to 0"
+                    f"objective weights.adversarial={objective.weights.adversarial} needs "
+                    "model.init_args.discriminator and discriminator_optimization; set them, or the weight to 0"
                 )
             self.discriminator = discriminator()
         self.generator, self.discriminator_optimization = generator, discriminator_optimization
@@ -85,11 +87,13 @@ class TokenizerTraining(Task):
 
     def setup(self, stage: str) -> None:
         """Check that data and tokenizer agree on the image size, which both configs state."""
+        super().setup(stage)
         data_size = getattr(getattr(self.trainer, "datamodule", None), "image_size", None)
         own_size = self.model.tokenizer.image_size
         if data_size is not None and tuple(data_size) != own_size:
             raise ValueError(
-                f"data.init_args.image_size={tuple(data_size)} but model.init_args.tokenizer.init_args.image_size={own_size}"
+                f"data.init_args.image_size={tuple(data_size)} but "
+                f"model.init_args.tokenizer.init_args.image_size={own_size}: set both to one size"
             )
 
     def configure_optimizers(self) -> tuple[list[Any], list[Any]]:
@@ -104,7 +108,7 @@ class TokenizerTraining(Task):
         """A random mask (B, N) for these images, or None when masking is off."""
         if self.mask_ratio.high == 0:
             return None
-        rows, columns = patch_grid(tuple(images.shape[-2:]), self.model.tokenizer.patch_size)
+        rows, columns = grid_of(images, self.model.tokenizer.patch_size)
         uniform = self.uniform(generator, len(images), 1 + rows * columns)
         return random_mask(self.mask_ratio(uniform[:, 0]), uniform[:, 1:])
 
@@ -125,7 +129,7 @@ class TokenizerTraining(Task):
     def generator_step(
         self, images: Tensor, mask: Tensor | None, augmentation: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Forward, backward and, on the last micro-batch, the optimizer and EMA step of tokenizer and auxiliary decoders.
+        """Forward and backward of tokenizer and auxiliary decoders; on the last micro-batch also optimizer and EMA step.
 
         Returns:
             Detached reconstructions (B, 3, H, W) and the scalars to log.
@@ -163,7 +167,8 @@ class TokenizerTraining(Task):
         self, images: Tensor, reconstructions: Tensor, augmentation: Tensor
     ) -> dict[str, Tensor | float]:
         """Forward, backward and, on the last micro-batch, the optimizer step of the discriminator."""
-        assert self.discriminator is not None and self.discriminator_optimization is not None
+        assert self.discriminator is not None
+        assert self.discriminator_optimization is not None
         self.discriminator.requires_grad_(True)
         uniform = torch.cat((augmentation[:, 1], augmentation[:, 2]))
         loss, terms = self.objective.adversarial.discriminator(self.discriminator, images, reconstructions, uniform)
@@ -206,7 +211,7 @@ class TokenizerTraining(Task):
     def views(self, images: Tensor) -> dict[str, Tensor]:
         """Input, masked input, reconstructions from both, and each target with its prediction from the masked input."""
         model, patch_size = self.averaged_model, self.model.tokenizer.patch_size
-        grid = patch_grid(tuple(images.shape[-2:]), patch_size)
+        grid = grid_of(images, patch_size)
         pictures = {"input": images, "reconstruction": self.reconstruct(images)}
         mask = self.draw_mask(images, np.random.default_rng(self.seed))
         if mask is None:

@@ -136,15 +136,21 @@ def tokenizer_arguments(config: dict[str, Any]) -> dict[str, Any]:
         if config.get(key, values[0]) not in values:
             raise ValueError(f"{key}={config[key]!r} is not supported in a published tokenizer, only {values[0]!r}")
     if config["enc_patch_size"] != config["dec_patch_size"]:
-        raise ValueError(f"enc_patch_size={config['enc_patch_size']} and dec_patch_size={config['dec_patch_size']} differ")
+        raise ValueError(
+            f"enc_patch_size={config['enc_patch_size']} and dec_patch_size={config['dec_patch_size']} differ"
+        )
     rope, absolute = config["use_rope"], config["use_ape"]
-    if rope and not config["rope_mixed"] or not (rope or absolute):
-        raise ValueError(f"use_rope={rope}, rope_mixed={config['rope_mixed']}, use_ape={absolute}: no such published model")
+    if (rope and not config["rope_mixed"]) or not (rope or absolute):
+        raise ValueError(
+            f"use_rope={rope}, rope_mixed={config['rope_mixed']}, use_ape={absolute}: no such published model"
+        )
     sizes = {
-        part: TransformerSize(**{
-            field: config.get(f"{part}_{key}", getattr(backbone_size(config[f"{part}_model"]), field))
-            for key, field in SIZE_OVERRIDES.items()
-        })
+        part: TransformerSize(
+            **{
+                field: config.get(f"{part}_{key}", getattr(backbone_size(config[f"{part}_model"]), field))
+                for key, field in SIZE_OVERRIDES.items()
+            }
+        )
         for part in ("encoder", "decoder")
     }
     return {
@@ -188,7 +194,9 @@ def load_tokenizer(path_or_repo: str | Path, **overrides: Any) -> Tokenizer:
         elif key in config:
             config[key] = value
         else:
-            raise TypeError(f"unknown override {key!r}: neither a size ({', '.join(SIZE_OVERRIDES)}) nor in config.json")
+            raise TypeError(
+                f"unknown override {key!r}: neither a size ({', '.join(SIZE_OVERRIDES)}) nor in config.json"
+            )
     tokenizer = Tokenizer(**tokenizer_arguments(config))
     load_published_state(tokenizer, read_tensors(folder / "model.safetensors"), str(folder))
     tokenizer.published_config = config
@@ -227,10 +235,13 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
     table), so the written model computes the same.
 
     Raises:
-        ValueError: if the bottleneck is not plain, or the image is not square: the format has no place for them.
+        ValueError: if the bottleneck is not plain, the image is not square, or only one of encoder and decoder has
+            rotary embeddings: the format has no place for these.
     """
     if not isinstance(tokenizer.bottleneck, PlainBottleneck):
         raise ValueError(f"the published format holds plain autoencoders, not {type(tokenizer.bottleneck).__name__}")
+    if (tokenizer.encoder.rope is None) != (tokenizer.decoder.rope is None):
+        raise ValueError("the published format holds rotary embeddings in both encoder and decoder, or in neither")
     if tokenizer.image_size[0] != tokenizer.image_size[1]:
         raise ValueError(f"the published format holds square image sizes, not {tokenizer.image_size}")
     folder = Path(folder)
@@ -241,14 +252,18 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
             tensors[name] = tensors[name].flatten(2)
     tensors |= tokenizer.published_unused or unused_tensors(tokenizer)
     config = tokenizer.published_config or published_config(tokenizer)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors"
+    )
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
 def published_config(tokenizer: Tokenizer) -> dict[str, Any]:
     """The flat published config of a tokenizer that was not loaded from one."""
     parts = {"encoder": tokenizer.encoder_size, "decoder": tokenizer.decoder_size}
-    names = {part: next((name for name, known in BACKBONES.items() if known == size), "base") for part, size in parts.items()}
+    names = {
+        part: next((name for name, known in BACKBONES.items() if known == size), "base") for part, size in parts.items()
+    }
     registers = tokenizer.encoder.register_tokens
     if registers is not None and registers.shape[1] != 4:
         raise ValueError(f"the published format holds 0 or 4 register tokens, not {registers.shape[1]}")
@@ -282,7 +297,11 @@ def published_config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def unused_tensors(tokenizer: Tokenizer) -> dict[str, Tensor]:
     """Neutral stand-ins for tensors that published folders hold, for a tokenizer trained here."""
-    width, patch_size, patches = tokenizer.decoder_size.width, tokenizer.patch_size, tokenizer.grid[0] * tokenizer.grid[1]
+    width, patch_size, patches = (
+        tokenizer.decoder_size.width,
+        tokenizer.patch_size,
+        tokenizer.grid[0] * tokenizer.grid[1],
+    )
     tensors = {
         "decoder.model.patch_embed.proj.weight": torch.zeros(width, 3, patch_size, patch_size),
         "decoder.model.patch_embed.proj.bias": torch.zeros(width),

@@ -25,7 +25,7 @@ class Frozen:
         return self.network(*inputs)
 
 
-def create_timm_model(model_name: str, pretrained: bool, checkpoint_path: str, **arguments: Any) -> nn.Module:
+def create_timm_model(model_name: str, pretrained: bool, checkpoint_path: str, **arguments: Any) -> Any:
     """A timm model, with an error that names the remedy when its weights cannot be had.
 
     Args:

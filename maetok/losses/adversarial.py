@@ -75,7 +75,7 @@ class LeCAM(nn.Module):
         self.register_buffer("fake_average", torch.zeros(()))
 
     def forward(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-        """Update the averages with these logits, then return mean(relu(real - avg_fake)^2 + relu(avg_real - fake)^2)."""
+        """Update the averages, then return mean(relu(real - fake average)^2) + mean(relu(real average - fake)^2)."""
         real_logits, fake_logits = real_logits.float(), fake_logits.float()
         means = mean_over_ranks(torch.stack((real_logits.mean(), fake_logits.mean())))
         self.real_average.lerp_(means[0], 1.0 - self.decay)

@@ -37,7 +37,7 @@ class ReconstructionObjective(nn.Module):
 
     def __init__(
         self,
-        weights: LossWeights = LossWeights(),  # noqa: B008 - frozen
+        weights: LossWeights = LossWeights(),
         pixel_norm: Literal["l1", "l2"] = "l2",
         perceptual: Callable[[], PerceptualLoss] | None = None,
         adversarial: AdversarialLoss | None = None,
@@ -46,7 +46,9 @@ class ReconstructionObjective(nn.Module):
     ) -> None:
         super().__init__()
         if weights.perceptual and perceptual is None:
-            raise ValueError(f"objective weights.perceptual={weights.perceptual} needs a perceptual loss; set it or use 0")
+            raise ValueError(
+                f"objective weights.perceptual={weights.perceptual} needs a perceptual loss; set it or use 0"
+            )
         self.weights, self.pixel_norm, self.adaptive = weights, pixel_norm, adaptive
         self.discriminator_start = discriminator_start
         self.perceptual = perceptual() if perceptual is not None and weights.perceptual else None

@@ -6,15 +6,19 @@ from torch import Tensor, nn
 
 from maetok.networks.rope import Rotation, rotate
 
+CPU_HAS_BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+"""Whether this CPU has matrix instructions for bfloat16; without them float32 is many times faster."""
+
 PLAIN_ATTENTION_MAX_TOKENS = 1024
-"""Up to this length matmul-softmax-matmul beats the fused kernel for bfloat16 on CPU."""
+"""Up to this length matmul-softmax-matmul beats the fused kernel in bfloat16 on such a CPU."""
 
 
 def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Softmax attention with scale ``head_dim ** -0.5``.
 
-    The fused kernel (SDPA) is used on accelerators, in float32 and for long sequences; for bfloat16 on CPU the plain
-    formula is faster up to ``PLAIN_ATTENTION_MAX_TOKENS`` tokens. Both compute the same up to rounding.
+    The fused kernel (SDPA) is used on accelerators, in float32 and for long sequences. In bfloat16 on a CPU with matrix
+    instructions for it the plain formula is faster up to ``PLAIN_ATTENTION_MAX_TOKENS`` tokens; without them it is many
+    times slower. Both compute the same up to rounding.
 
     Args:
         queries: (B, heads, T, head_dim).
@@ -24,13 +28,15 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     Returns:
         (B, heads, T, head_dim), dtype of the inputs.
     """
-    plain_is_faster = (
-        queries.device.type == "cpu" and queries.dtype == torch.bfloat16 and keys.shape[-2] <= PLAIN_ATTENTION_MAX_TOKENS
-    )
-    if plain_is_faster:
+    if plain_is_faster(queries.device.type, queries.dtype, keys.shape[-2]):
         scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
         return scores.softmax(dim=-1).to(values.dtype) @ values
     return F.scaled_dot_product_attention(queries, keys, values)
+
+
+def plain_is_faster(device: str, dtype: torch.dtype, tokens: int) -> bool:
+    """Whether matmul-softmax-matmul beats the fused kernel for this device, dtype and number of keys."""
+    return device == "cpu" and dtype == torch.bfloat16 and CPU_HAS_BFLOAT16 and tokens <= PLAIN_ATTENTION_MAX_TOKENS
 
 
 class Attention(nn.Module):

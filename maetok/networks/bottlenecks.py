@@ -87,7 +87,12 @@ class SoftVQBottleneck(Bottleneck):
         l2_norm: bool = True,
     ) -> None:
         super().__init__()
-        self.channels, self.temperature, self.entropy_weight, self.l2_norm = channels, temperature, entropy_weight, l2_norm
+        self.channels, self.temperature, self.entropy_weight, self.l2_norm = (
+            channels,
+            temperature,
+            entropy_weight,
+            l2_norm,
+        )
         self.projection = nn.Linear(width, channels)
         self.codebook = nn.Parameter(torch.randn(codebook_size, channels) * channels**-0.5)
 
@@ -96,7 +101,9 @@ class SoftVQBottleneck(Bottleneck):
         projected, codebook = self.projection(tokens).float(), self.codebook.float()
         if self.l2_norm:
             projected, codebook = F.normalize(projected, dim=-1), F.normalize(codebook, dim=-1)
-        squared_distance = projected.square().sum(-1, keepdim=True) - 2 * projected @ codebook.T + codebook.square().sum(-1)
+        squared_distance = (
+            projected.square().sum(-1, keepdim=True) - 2 * projected @ codebook.T + codebook.square().sum(-1)
+        )
         log_assignment = (-squared_distance / self.temperature).log_softmax(dim=-1)
         assignment = log_assignment.exp()
         sample_entropy = -(assignment * log_assignment).sum(-1).mean()

@@ -76,7 +76,9 @@ class Decoder(nn.Module):
             image_tokens = torch.cat((self.class_token, image_tokens), dim=1)
         if self.position_table is not None:
             image_tokens = image_tokens + resize_position_table(self.position_table, self.grid, grid)
-        return torch.cat((image_tokens.expand(batch, -1, -1), self.latent_projection(latents) + self.latent_positions), dim=1)
+        return torch.cat(
+            (image_tokens.expand(batch, -1, -1), self.latent_projection(latents) + self.latent_positions), dim=1
+        )
 
     def forward(self, latents: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Decode latents.

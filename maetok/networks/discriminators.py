@@ -1,6 +1,8 @@
 """Discriminators: image (B, 3, H, W) in [-1, 1] -> logits (B, K), K judgements per image."""
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +67,9 @@ class DINODiscriminator(nn.Module):
         model = create_timm_model(model_name, pretrained, checkpoint_path, num_classes=0, dynamic_img_size=True)
         patch = model.patch_embed.patch_size[0]
         if image_size % patch:
-            raise ValueError(f"discriminator image_size={image_size} is no multiple of {model_name}'s patch size {patch}")
+            raise ValueError(
+                f"discriminator image_size={image_size} is no multiple of {model_name}'s patch size {patch}"
+            )
         self.layers, self.image_size = list(layers), image_size
         self.backbone = Frozen(BackboneMaps(model, self.layers))
         self.heads = nn.ModuleList(DINOHead(model.embed_dim, kernel_size) for _ in self.layers)
@@ -82,9 +86,10 @@ class DINODiscriminator(nn.Module):
 class BackboneMaps(nn.Module):
     """Normalise images for a timm vision transformer and return the maps (B, D, h, w) after the given blocks."""
 
-    def __init__(self, model: nn.Module, layers: list[int]) -> None:
+    def __init__(self, model: Any, layers: list[int]) -> None:
         super().__init__()
-        self.model, self.layers, self.normalize = model, layers, Normalization(model)
+        self.model: Any = model
+        self.layers, self.normalize = layers, Normalization(model)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) in [-1, 1] -> one map per layer."""
@@ -105,7 +110,7 @@ class PatchGAN(nn.Module):
         super().__init__()
         widths = [3] + [channels * min(2**depth, 8) for depth in range(layers + 1)]
         stages: list[nn.Module] = []
-        for depth, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for depth, (inputs, outputs) in enumerate(pairwise(widths)):
             stride = 2 if depth < layers else 1
             stages += [spectral_norm(nn.Conv2d(inputs, outputs, 4, stride=stride, padding=1)), nn.LeakyReLU(0.2)]
         stages.append(spectral_norm(nn.Conv2d(widths[-1], 1, 4, padding=1)))

@@ -1,8 +1,11 @@
 """ViT encoder: images in, one embedding per learned latent token out (paper section 3.1)."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
+from maetok.networks.patches import grid_of
 from maetok.networks.rope import compute_dtype
 from maetok.networks.vit import (
     Block,
@@ -60,21 +63,19 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(size, layer_scale) for _ in range(size.depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         initialize(self)
-        nn.init.trunc_normal_(self.patch_embedding.weight, std=(3 * patch_size**2) ** -0.5)
-        nn.init.zeros_(self.patch_embedding.bias)
 
     def embed(self, images: Tensor, mask: Tensor | None) -> Tensor:
         """Tokens that enter the first block: (B, P + N + L, width)."""
-        rows, columns = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
+        grid = grid_of(images, self.patch_size)
         patches = self.patch_embedding(images).flatten(2).transpose(1, 2)
         if mask is not None:
             if self.mask_token is None:
                 raise ValueError("this encoder has no mask token (it was built with mask_token=False): pass mask=None")
             patches = torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)
-        prefix = self.class_token
+        prefix: Tensor = self.class_token
         if self.position_table is not None:
-            table = resize_position_table(self.position_table, self.grid, (rows, columns))
-            slots = table.shape[1] - rows * columns
+            table = resize_position_table(self.position_table, self.grid, grid)
+            slots = table.shape[1] - math.prod(grid)
             patches = patches + table[:, slots:]
             prefix = prefix + table[:, :slots] if slots else prefix
         if self.register_tokens is not None:
@@ -96,11 +97,8 @@ class Encoder(nn.Module):
         Raises:
             ValueError: if the image size or the shape of the mask does not fit.
         """
-        height, width = images.shape[-2:]
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(f"image size {height}x{width} is not divisible by patch_size={self.patch_size}")
-        grid = (height // self.patch_size, width // self.patch_size)
-        patches = grid[0] * grid[1]
+        grid = grid_of(images, self.patch_size)
+        patches = math.prod(grid)
         if mask is not None and mask.shape != (images.shape[0], patches):
             raise ValueError(f"mask has shape {tuple(mask.shape)}, expected {(images.shape[0], patches)}")
         tokens = self.embed(images, mask)

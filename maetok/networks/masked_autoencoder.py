@@ -6,8 +6,10 @@ from typing import Literal
 from torch import Tensor, nn
 
 from maetok.networks.decoder import Decoder, LinearDecoder
-from maetok.networks.tokenizer import Tokenizer, patch_grid, unpatchify
-from maetok.networks.vit import TransformerSize
+from maetok.networks.encoder import Encoder
+from maetok.networks.patches import grid_of, unpatchify
+from maetok.networks.tokenizer import Tokenizer
+from maetok.networks.vit import Block, ModulatedBlock, TransformerSize
 
 
 @dataclass
@@ -43,7 +45,7 @@ class MaskedAutoencoder(nn.Module):
     def forward(self, images: Tensor, mask: Tensor | None = None) -> MaskedAutoencoderOutput:
         """Encode masked images (B, 3, H, W) in [-1, 1] with mask (B, N), reconstruct pixels and predict all targets."""
         latents, losses = self.tokenizer.bottlenecked(images, mask)
-        grid = patch_grid(tuple(images.shape[-2:]), self.tokenizer.patch_size)
+        grid = grid_of(images, self.tokenizer.patch_size)
         reconstructions = unpatchify(self.tokenizer.decoder(latents, grid), grid)
         predictions = {name: decoder(latents, grid) for name, decoder in self.auxiliary_decoders.items()}
         return MaskedAutoencoderOutput(reconstructions, latents, predictions, losses)
@@ -51,13 +53,13 @@ class MaskedAutoencoder(nn.Module):
     def compile_blocks(self) -> None:
         """Compile every transformer block in place; names in the state dict stay as they are."""
         for module in self.modules():
-            for block in getattr(module, "blocks", []):
-                block.compile()
+            if isinstance(module, Block | ModulatedBlock):
+                module.compile()
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Recompute the activations of every transformer block in the backward pass, to save memory."""
         for module in self.modules():
-            if hasattr(module, "activation_checkpointing"):
+            if isinstance(module, Encoder | Decoder):
                 module.activation_checkpointing = enabled
 
 

@@ -1,4 +1,4 @@
-"""How much of an image is masked, and which patches. Everything is a function of uniform numbers given by the caller."""
+"""How much of an image is masked, and which patches; all as functions of uniform numbers given by the caller."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -56,7 +56,9 @@ class MixedRotaryEmbedding2d(nn.Module):
             raise ValueError(f"a 2D rotary embedding needs channels per head divisible by 4, got {head_dim}")
         magnitudes = theta ** (-torch.arange(0, head_dim, 4).float() / head_dim)
         direction = torch.rand(depth, num_heads, 1) * 2 * math.pi
-        both = torch.cat((direction.expand(-1, -1, head_dim // 4), (direction + math.pi / 2).expand(-1, -1, head_dim // 4)), -1)
+        both = torch.cat(
+            (direction.expand(-1, -1, head_dim // 4), (direction + math.pi / 2).expand(-1, -1, head_dim // 4)), -1
+        )
         frequencies = torch.stack((both.cos(), both.sin())) * magnitudes.repeat(2)
         self.frequencies = nn.Parameter(frequencies)  # (2, depth, heads, head_dim / 2); index 0 is x, the column
         self._cache: dict[tuple, list[Rotation]] = {}

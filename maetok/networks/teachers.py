@@ -1,12 +1,13 @@
 """Frozen timm models as feature targets: DINOv2, SigLIP or anything else that timm knows."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maetok.networks.patches import grid_of
 from maetok.networks.targets import FeatureTarget
 from maetok.pretrained import Frozen, Normalization, create_timm_model
 
@@ -18,15 +19,16 @@ class TimmFeatures(nn.Module):
     for a model with 14-pixel patches); prefix tokens are dropped. The map of a convolutional model is resized.
     """
 
-    def __init__(self, model: nn.Module, patch_size: int) -> None:
+    def __init__(self, model: Any, patch_size: int) -> None:
         super().__init__()
-        self.model, self.patch_size, self.normalize = model, patch_size, Normalization(model)
-        embedding = getattr(model, "patch_embed", None)
-        self.teacher_patch = embedding.patch_size[0] if hasattr(embedding, "patch_size") else None
+        self.model: Any = model
+        self.patch_size, self.normalize = patch_size, Normalization(model)
+        is_transformer = hasattr(model, "num_prefix_tokens")
+        self.teacher_patch = self.model.patch_embed.patch_size[0] if is_transformer else None
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, N, dim)."""
-        grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
+        grid = grid_of(images, self.patch_size)
         if self.teacher_patch:
             size = (grid[0] * self.teacher_patch, grid[1] * self.teacher_patch)
             if size != tuple(images.shape[-2:]):

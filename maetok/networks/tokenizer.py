@@ -9,31 +9,8 @@ from torch import Tensor, nn
 from maetok.networks.bottlenecks import Bottleneck, PlainBottleneck
 from maetok.networks.decoder import Decoder
 from maetok.networks.encoder import Encoder
+from maetok.networks.patches import as_pair, grid_of, patch_grid, unpatchify
 from maetok.networks.vit import Positions, TransformerSize
-
-
-def as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) from one side length or a pair."""
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-
-def patch_grid(size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
-    """(rows, columns) of patches in an image of ``size``.
-
-    Raises:
-        ValueError: if a side is not divisible by the patch size.
-    """
-    height, width = as_pair(size)
-    if height % patch_size or width % patch_size or not height or not width:
-        raise ValueError(f"image size {height}x{width} is not divisible by patch_size={patch_size}")
-    return height // patch_size, width // patch_size
-
-
-def unpatchify(patches: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, N, p * p * 3) in raster order, values ordered (row, column, channel) -> images (B, 3, H, W)."""
-    patch_size = round((patches.shape[-1] / 3) ** 0.5)
-    values = patches.unflatten(1, grid).unflatten(-1, (patch_size, patch_size, 3))
-    return values.permute(0, 5, 1, 3, 2, 4).reshape(patches.shape[0], 3, grid[0] * patch_size, grid[1] * patch_size)
 
 
 class Tokenizer(nn.Module):
@@ -152,7 +129,8 @@ class Tokenizer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Reconstruct images at their own size: (B, 3, H, W) -> (B, 3, H, W)."""
-        return self.decode(self.encode(images), tuple(images.shape[-2:]))
+        grid = grid_of(images, self.patch_size)
+        return unpatchify(self.decoder(self.encode(images), grid), grid)
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | Path, **overrides: Any) -> "Tokenizer":

@@ -137,14 +137,14 @@ def rotary_embedding(positions: Positions, size: TransformerSize, theta: float) 
 
 
 def initialize(module: nn.Module) -> None:
-    """Initialise linear layers by fan-in so that signals keep their size, with residual branches toned down by depth.
+    """Initialise linear and convolution layers by fan-in, residual branches toned down by depth, so signals keep size.
 
     With this start attention already tells positions apart and the reconstruction depends on the latents at the very
     first step, which is not so for the released initialisation (zero modulation, LayerScale 1e-5).
     """
     for child in module.modules():
-        if isinstance(child, nn.Linear):
-            nn.init.trunc_normal_(child.weight, std=child.in_features**-0.5)
+        if isinstance(child, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(child.weight, std=child.weight[0].numel() ** -0.5)
             if child.bias is not None:
                 nn.init.zeros_(child.bias)
     blocks = [child for child in module.modules() if isinstance(child, Block | ModulatedBlock)]

@@ -57,7 +57,7 @@ class TestDigits:
         assert {split: len(index) for split, index in data.indices.items()} == {"train": 4000, "validation": 1000}
         images, labels = digit_images()
         assert np.bincount(labels).tolist() == [500] * 10
-        stored = data.val_dataloader().dataset.__getitems__(list(data.val_dataloader().batch_sampler)[0])
+        stored = data.val_dataloader().dataset.__getitems__(next(iter(data.val_dataloader().batch_sampler)))
         assert torch.equal(stored["images"][:, 0], torch.from_numpy(images[4000:4064]))
         assert torch.equal(stored["images"][:, 0], stored["images"][:, 2])
         assert stored["labels"].tolist() == labels[4000:4064].tolist()
@@ -73,7 +73,7 @@ class TestDigits:
 
     def test_packs_itself_on_first_use_only(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         calls: list[Path] = []
-        monkeypatch.setattr("datamodules.pack.pack_digits", lambda root: calls.append(root))
+        monkeypatch.setattr("datamodules.pack.pack_digits", calls.append)
         Digits(str(tmp_path)).prepare_data()
         (tmp_path / "validation-000000.tar").touch()
         Digits(str(tmp_path)).prepare_data()
@@ -213,7 +213,7 @@ def test_center_crop_keeps_the_middle_and_the_aspect() -> None:
     assert center_crop(image, (20, 20)).min() == 255
     assert center_crop(image, (10, 10)).shape == (3, 10, 10)
     assert center_crop(image, (30, 20)).shape == (3, 30, 20)
-    assert center_crop(image, (20, 40)) .equal(image)
+    assert center_crop(image, (20, 40)).equal(image)
 
 
 def test_random_crop_covers_the_wanted_share() -> None:

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 from tests.helpers import EXPERIMENTS, ROOT, TINY, run, scalars, weights
@@ -71,34 +70,36 @@ def test_stopping_and_continuing_gives_the_same_losses_and_weights(tmp_path: Pat
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_processes_give_the_weights_of_one_with_the_whole_batch(
-    tmp_path: Path, digits_root: Path, accumulate: int
-) -> None:
-    """DDP over gloo against one process, same global batch: 1e-6 absolute after 6 steps of SGD that move weights by 0.1.
+def test_two_processes_give_the_weights_of_one_with_the_whole_batch(tmp_path: Path, digits_root: Path) -> None:
+    """DDP over gloo against one process, same global batch: within 1e-6 after 6 steps of SGD that move weights visibly.
 
     SGD, because AdamW turns rounding noise of 1e-8 in a gradient near zero into steps as large as its learning rate.
     """
-    options = overlay(tmp_path, "PlainBottleneck", "SGD", 0.1, accumulate, workers=0)
+    options = overlay(tmp_path, "PlainBottleneck", "SGD", 0.1, accumulate=2, workers=0)
     common = [
         f"--config={EXPERIMENTS / 'imagenet256_maetok_b128.yaml'}",
         f"--config={TINY}",
         options,
         f"--data.init_args.root={digits_root}",
     ]
+    processes = {}
     for name, extra in (
         ("one", []),
         ("two", ["--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_true"]),
     ):
         command = [sys.executable, "main.py", "fit", *common, f"--trainer.default_root_dir={tmp_path / name}", *extra]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-        assert result.returncode == 0, result.stderr[-3000:]
+        output = (tmp_path / f"{name}.log").open("w+")
+        processes[name] = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+    for name, process in processes.items():
+        assert process.wait(timeout=300) == 0, (tmp_path / f"{name}.log").read_text()[-3000:]
     one, two = weights(tmp_path / "one", 6), weights(tmp_path / "two", 6)
     assert one.keys() == two.keys()
     assert any(name.startswith("discriminator.heads") for name in one)
     for name in one:
-        torch.testing.assert_close(two[name], one[name], atol=1e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            two[name], one[name], atol=1e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
     early = weights(tmp_path / "one", 5)
     moved = max((one[name] - early[name]).abs().max().item() for name in one if name.startswith("model."))
     assert moved > 1e-3  # the comparison means something

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from maetok.networks.attention import Attention, attention
+from maetok.networks.attention import Attention, attention, plain_is_faster
 from maetok.networks.rope import MixedRotaryEmbedding2d, compute_dtype, rotate
 
 
@@ -14,7 +14,9 @@ def textbook_attention(queries: torch.Tensor, keys: torch.Tensor, values: torch.
     return torch.einsum("bhts,bhsd->bhtd", torch.exp(scores) / torch.exp(scores).sum(-1, keepdim=True), values)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 2e-2)]
+)
 def test_attention_is_the_formula(dtype: torch.dtype, tolerance: float) -> None:
     queries, keys, values = torch.randn(3, 2, 4, 9, 8).unbind(0)
     result = attention(queries.to(dtype), keys.to(dtype), values.to(dtype))
@@ -23,15 +25,16 @@ def test_attention_is_the_formula(dtype: torch.dtype, tolerance: float) -> None:
     torch.testing.assert_close(result.double(), expected, atol=tolerance, rtol=0)
 
 
-def test_long_bfloat16_sequences_take_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    fused = torch.nn.functional.scaled_dot_product_attention
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", lambda *a: calls.append(1) or fused(*a))
-    short, long = (torch.randn(1, 1, tokens, 4, dtype=torch.bfloat16) for tokens in (1024, 1025))
-    attention(short, short, short)
-    assert not calls
-    attention(long, long, long)
-    assert len(calls) == 1
+@pytest.mark.parametrize("cpu_has_bfloat16", [True, False])
+def test_plain_formula_only_where_it_is_faster(monkeypatch: pytest.MonkeyPatch, cpu_has_bfloat16: bool) -> None:
+    monkeypatch.setattr("maetok.networks.attention.CPU_HAS_BFLOAT16", cpu_has_bfloat16)
+    assert plain_is_faster("cpu", torch.bfloat16, 1024) is cpu_has_bfloat16
+    assert not plain_is_faster("cpu", torch.bfloat16, 1025)
+    assert not plain_is_faster("cpu", torch.float32, 64)
+    assert not plain_is_faster("cuda", torch.bfloat16, 64)
+    queries, keys, values = torch.randn(3, 2, 4, 9, 8).bfloat16().unbind(0)
+    expected = textbook_attention(queries.double(), keys.double(), values.double())
+    torch.testing.assert_close(attention(queries, keys, values).double(), expected, atol=2e-2, rtol=0)
 
 
 def test_width_must_be_divisible_by_heads() -> None:

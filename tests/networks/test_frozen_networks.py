@@ -42,7 +42,9 @@ def test_teacher_pictures_are_colours_in_range() -> None:
     assert picture.abs().max() <= 1
 
 
-@pytest.mark.parametrize("build", [lambda: TimmTarget(8, VIT), lambda: DINODiscriminator(VIT, layers=(0, 2), image_size=32)])
+@pytest.mark.parametrize(
+    "build", [lambda: TimmTarget(8, VIT), lambda: DINODiscriminator(VIT, layers=(0, 2), image_size=32)]
+)
 def test_backbones_are_hidden_from_checkpoints_and_optimizers(build) -> None:
     module = build()
     trained = list(module.parameters())

@@ -7,7 +7,7 @@ import torch
 
 from maetok import Tokenizer
 from maetok.networks import KLBottleneck, MaskedAutoencoder, PlainBottleneck, TransformerSize
-from maetok.networks.tokenizer import patch_grid, unpatchify
+from maetok.networks.patches import patch_grid, unpatchify
 from maetok.networks.vit import resize_position_table
 
 SIZE = TransformerSize(width=32, depth=2, num_heads=2)

@@ -1,0 +1,165 @@
+"""The command line: run directories, restarts, errors, and traps of LightningCLI pinned down."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.cli import LightningCLI
+
+from callbacks.checkpointing import complete_checkpoints, newest_checkpoint
+from main import MAETokCLI, main
+from tests.helpers import EXPERIMENTS, ROOT, TINY, run
+
+DIGITS = f"--config={EXPERIMENTS / 'digits_tokenizer.yaml'}"
+
+
+def config_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
+    with pytest.raises(SystemExit):
+        main(["fit", *arguments, "--print_config"])
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *arguments])
+    assert stop.value.code != 0
+    return capsys.readouterr().err
+
+
+class TestRun:
+    """One run: its directory, its restart, its other subcommands."""
+
+    def test_directory_and_rerun_from_the_saved_config(
+        self, tmp_path: Path, digits_root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        main(["fit", DIGITS, f"--config={TINY}", f"--data.init_args.root={digits_root}"])
+        folder = tmp_path / "runs" / "digits_tokenizer"
+        assert {path.name for path in folder.iterdir()} >= {"config.yaml", "checkpoints", "pictures", "metrics.jsonl"}
+        first = torch.load(folder / "checkpoints" / "step=000000002.ckpt", weights_only=True)["state_dict"]
+        saved = folder / "config.yaml"
+        main(["fit", f"--config={saved}", "--trainer.default_root_dir=again"])
+        second = torch.load("again/checkpoints/step=000000002.ckpt", weights_only=True)["state_dict"]
+        assert all(torch.equal(first[name], second[name]) for name in first)  # same seed, same everything
+        assert (
+            yaml.safe_load(Path("again/config.yaml").read_text())["model"] == yaml.safe_load(saved.read_text())["model"]
+        )
+
+    def test_restart_validate_test_and_predict(self, tmp_path: Path, digits_root: Path) -> None:
+        run("fit", "digits_tokenizer", tmp_path, digits_root, "--ckpt_path=last")  # nothing there yet: starts at 0
+        config = (tmp_path / "config.yaml").read_text()
+        cli = run("fit", "digits_tokenizer", tmp_path, digits_root, "--ckpt_path=last", "--trainer.max_steps=4")
+        assert cli.trainer.global_step == 4
+        assert cli.datamodule.position == 16  # four batches of four, none read twice
+        assert [path.name for path in complete_checkpoints(tmp_path)] == ["step=000000003.ckpt", "step=000000004.ckpt"]
+        for subcommand in ("validate", "test"):
+            cli = run(subcommand, "digits_tokenizer", tmp_path, digits_root, "--ckpt_path=last")
+            assert 0 < cli.trainer.callback_metrics["validation/psnr"] < 40
+        limit = "--trainer.limit_predict_batches=1"
+        cli = run("predict", "digits_tokenizer", tmp_path, digits_root, "--ckpt_path=last", limit)
+        assert cli.trainer.predict_loop.predictions[0].shape == (16, 16, 8)
+        written = yaml.safe_load((tmp_path / "config.yaml").read_text())
+        assert written["trainer"]["max_steps"] == 4  # the last fit's config; validate has not replaced it
+        assert written["model"] == yaml.safe_load(config)["model"]
+
+    def test_last_without_checkpoint_is_an_error_where_one_is_needed(self, tmp_path: Path) -> None:
+        assert newest_checkpoint(tmp_path, required=False) is None
+        with pytest.raises(FileNotFoundError, match=r"--ckpt_path last: there is no checkpoint"):
+            newest_checkpoint(tmp_path, required=True)
+
+    def test_unfinished_and_foreign_files_are_no_checkpoints(self, tmp_path: Path) -> None:
+        folder = tmp_path / "checkpoints"
+        folder.mkdir()
+        for name in ("step=000000009.ckpt", "step=000000010.ckpt", ".step=000000011.ckpt.partial", "best.ckpt"):
+            (folder / name).touch()
+        assert newest_checkpoint(tmp_path, required=True) == str(folder / "step=000000010.ckpt")
+
+    def test_checkpoint_of_another_model_is_refused(self, tmp_path: Path, digits_root: Path) -> None:
+        run("fit", "digits_tokenizer", tmp_path, digits_root)
+        wider = "--model.init_args.tokenizer.init_args.encoder.width=64"
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            run("fit", "digits_tokenizer", tmp_path, digits_root, wider, "--ckpt_path=last", "--trainer.max_steps=3")
+
+
+class TestErrors:
+    """A mistake in a config names itself."""
+
+    def test_misspelt_keys(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        assert "precison" in error_of(capsys, DIGITS, "--trainer.precison=32")
+        assert "widht" in error_of(capsys, DIGITS, "--model.init_args.tokenizer.init_args.encoder.widht=64")
+        path = tmp_path / "typo.yaml"
+        for text, word in (
+            ("trainer: {max_stepz: 3}", "max_stepz"),
+            ("model: {init_args: {mask_ratoi: {low: 0.1}}}", "mask_ratoi"),
+            ("model: {init_args: {mask_ratio: {lo: 0.1}}}", "lo"),
+            ("data: {init_args: {batchsize: 3}}", "batchsize"),
+        ):
+            path.write_text(text)
+            assert word in error_of(capsys, DIGITS, f"--config={path}")
+
+    def test_wrong_class_and_missing_file(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "TokenizerTrainig" in error_of(capsys, "--model=lightning_modules.TokenizerTrainig")
+        assert "nowhere.yaml" in error_of(capsys, "--config=nowhere.yaml")
+
+    def test_help_needs_no_model_code(self) -> None:
+        code = "import sys, main\ntry:\n main.main(['--help'])\nexcept SystemExit: pass\n"
+        code += "print([m for m in ('timm', 'sklearn', 'webdataset', 'matplotlib', 'mlxtend') if m in sys.modules])"
+        result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert result.stdout.strip().endswith("[]"), result.stdout[-200:]
+
+
+class TestTraps:
+    """Behaviour of LightningCLI and jsonargparse that our configs rely on or work around."""
+
+    def test_later_configs_win_key_by_key(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        (tmp_path / "later.yaml").write_text("model: {init_args: {mask_ratio: {high: 0.9}}}")
+        config = config_of(capsys, DIGITS, f"--config={tmp_path / 'later.yaml'}", "--trainer.max_steps=7")
+        assert config["model"]["init_args"]["mask_ratio"]["high"] == 0.9
+        assert config["model"]["init_args"]["mask_ratio"]["low"] == 0.2
+        assert config["trainer"]["max_steps"] == 7
+        assert config["seed_everything"] == 0
+
+    def test_lists_and_dicts_are_replaced_and_plus_appends(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        path = tmp_path / "later.yaml"
+        before = config_of(capsys, DIGITS)["trainer"]["callbacks"]
+        path.write_text("trainer: {callbacks+: [callbacks.Throughput]}")
+        assert len(config_of(capsys, DIGITS, f"--config={path}")["trainer"]["callbacks"]) == len(before) + 1
+        path.write_text("trainer: {callbacks: [callbacks.Throughput]}\nmodel: {init_args: {target_weights: {}}}")
+        config = config_of(capsys, DIGITS, f"--config={path}")
+        assert len(config["trainer"]["callbacks"]) == 1
+        assert config["model"]["init_args"]["target_weights"] == {}
+
+    def test_another_class_keeps_arguments_of_the_same_name(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        """Why fragments state every argument that matters."""
+        (tmp_path / "sgd.yaml").write_text(
+            "model: {init_args: {generator: {optimizer: {class_path: torch.optim.SGD}}}}"
+        )
+        config = config_of(capsys, DIGITS, f"--config={tmp_path / 'sgd.yaml'}")
+        optimizer = config["model"]["init_args"]["generator"]["optimizer"]
+        assert optimizer["class_path"] == "torch.optim.SGD"
+        assert optimizer["init_args"]["weight_decay"] == 0.0001
+        assert "betas" not in optimizer["init_args"]
+
+    def test_fragments_are_relative_to_the_file_that_names_them(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        config = config_of(capsys, DIGITS)
+        assert config["model"]["init_args"]["generator"]["optimizer"]["class_path"] == "torch.optim.AdamW"
+
+    def test_the_private_hook_that_keeps_checkpoints_from_changing_the_config_still_exists(self) -> None:
+        assert hasattr(LightningCLI, "_parse_ckpt_path")
+        assert hasattr(LightningCLI, "_prepare_subcommand_kwargs")
+        assert MAETokCLI._parse_ckpt_path is not LightningCLI._parse_ckpt_path
+
+    def test_trainer_defaults_hold(self, capsys: pytest.CaptureFixture[str]) -> None:
+        trainer = config_of(capsys, DIGITS)["trainer"]
+        assert trainer["use_distributed_sampler"] is False
+        assert trainer["check_val_every_n_epoch"] is None

@@ -1,0 +1,111 @@
+"""Every shipped YAML parses and runs two steps under the tiny overlay; the ImageNet configs say what the paper says."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser
+
+from main import main
+from tests.helpers import EXPERIMENTS, ROOT, run
+
+CONFIGS = ROOT / "configs"
+ABLATIONS = sorted(path.stem for path in (CONFIGS / "ablation").glob("*.yaml"))
+NAMES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
+
+
+def printed_config(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *arguments, "--print_config"])
+    assert stop.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def assert_ran(folder: Path) -> None:
+    checkpoint = torch.load(folder / "checkpoints" / "step=000000002.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+    assert list((folder / "pictures").glob("*.png"))
+    assert list(folder.glob("events.out.tfevents.*"))
+
+
+def test_all_configs_are_yaml() -> None:
+    paths = sorted(CONFIGS.rglob("*.yaml"))
+    assert len(paths) > 30
+    assert all(isinstance(yaml.safe_load(path.read_text()), dict) for path in paths)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_experiments_run_two_steps(name: str, tmp_path: Path, digits_root: Path) -> None:
+    run("fit", name, tmp_path, digits_root)
+    assert_ran(tmp_path)
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablations_run_two_steps(name: str, tmp_path: Path, digits_root: Path) -> None:
+    arguments = [f"--config={CONFIGS / 'ablation' / name}.yaml", f"--config={CONFIGS / 'overlay' / 'tiny.yaml'}"]
+    cli = run("fit", "imagenet256_maetok_b128", tmp_path, digits_root, *arguments)
+    assert_ran(tmp_path)
+    assert cli.config.fit.experiment == f"ablation_{name}"
+    expected = {
+        "ae": set(),
+        "kl_vae": set(),
+        "mask_pixel": set(),
+        "mask_hog": {"hog"},
+        "mask_dinov2": {"dinov2"},
+        "mask_siglip": {"siglip"},
+    }
+    assert set(cli.model.targets) == expected.get(name, {"hog", "dinov2", "siglip"})
+    assert (cli.model.mask_ratio.high == 0) == (name in ("ae", "kl_vae"))
+    assert type(cli.model.model.tokenizer.bottleneck).__name__ == ("KL" if "kl_vae" in name else "Plain") + "Bottleneck"
+    latent_tokens = 256 if name == "latent_tokens_256" else 128
+    assert cli.model.model.tokenizer.latent_tokens == latent_tokens
+
+
+@pytest.mark.parametrize("size", [256, 512])
+def test_imagenet_configs_are_the_papers(size: int, capsys: pytest.CaptureFixture[str]) -> None:
+    config = printed_config(capsys, f"--config={EXPERIMENTS}/imagenet{size}_maetok_b128.yaml")
+    model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
+    tokenizer = model["tokenizer"]["init_args"]
+    assert tokenizer["image_size"] == data["image_size"] == size
+    assert (tokenizer["patch_size"], tokenizer["latent_tokens"]) == (16, 128)
+    assert tokenizer["bottleneck"]["init_args"]["channels"] == 32
+    assert tokenizer["encoder"] == tokenizer["decoder"]
+    assert tokenizer["encoder"] == {"width": 768, "depth": 12, "num_heads": 12, "mlp_ratio": 4.0}
+    assert (data["batch_size"], trainer["max_steps"], trainer["precision"]) == (512, 500_000, "bf16-mixed")
+    for name in ("generator", "discriminator_optimization"):
+        optimizer, schedule = model[name]["optimizer"]["init_args"], model[name]["schedule"]["init_args"]
+        assert (optimizer["lr"], optimizer["weight_decay"], optimizer["betas"]) == (1e-4, 1e-4, [0.9, 0.95])
+        assert (schedule["warmup_steps"], model[name]["gradient_clip"]) == (10_000, 1.0)
+    objective = model["objective"]["init_args"]
+    assert objective["weights"] == {"reconstruction": 1.0, "perceptual": 1.0, "adversarial": 0.4}
+    assert objective["discriminator_start"] == 30_000
+    assert objective["adversarial"]["init_args"]["lecam_weight"] == 0.001
+    assert objective["adversarial"]["init_args"]["form"] == "hinge"
+    assert model["target_weights"] == {"hog": 1.0, "dinov2": 1.0, "siglip": 1.0}
+    assert "dinov2" in model["targets"]["dinov2"]["init_args"]["model_name"]
+    assert (model["mask_ratio"]["low"], model["mask_ratio"]["high"], model["auxiliary_depth"]) == (0.4, 0.6, 3)
+
+
+def test_imagenet_tokenizer_has_176_million_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    """Encoder, bottleneck and pixel decoder as the config builds them, without any pretrained network."""
+    from maetok import Tokenizer
+
+    config = printed_config(capsys, f"--config={EXPERIMENTS}/imagenet256_maetok_b128.yaml")
+    parser = LightningArgumentParser()
+    parser.add_class_arguments(Tokenizer, "tokenizer")
+    arguments = config["model"]["init_args"]["tokenizer"]["init_args"]
+    with torch.device("meta"):
+        built = parser.instantiate_classes(parser.parse_object({"tokenizer": arguments}))
+    parameters = sum(parameter.numel() for parameter in built.tokenizer.parameters())
+    assert abs(parameters / 176e6 - 1) < 0.03
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "base", "large"])
+def test_sizes_are_those_of_the_published_names(name: str) -> None:
+    from maetok.hub import BACKBONES
+    from maetok.networks import TransformerSize
+
+    values = yaml.safe_load((CONFIGS / "size" / f"{name}.yaml").read_text())
+    assert TransformerSize(**values) == BACKBONES[name]
