@@ -1,13 +1,13 @@
 # Every target makes or refreshes .venv first.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
-TORCH := torch==2.14.1 torchvision==0.29.1
 
 .PHONY: demo test lint clean
 
 .venv/installed: setup.cfg pyproject.toml
-	command -v $(PYTHON) > /dev/null && $(PYTHON) -m venv .venv || python3 -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) -e '.[digits,dev]'
+	$(PYTHON) -m venv .venv
+	@echo "installing into .venv (a few minutes the first time)"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[digits,dev]'
 	touch $@
 
 demo: .venv/installed ## stage 1 on the digits, beside a plain autoencoder of the same size and budget
@@ -18,7 +18,7 @@ demo: .venv/installed ## stage 1 on the digits, beside a plain autoencoder of th
 	$(BIN)/python -m callbacks.run_report runs/digits_tokenizer runs/digits_ae
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """What all tasks share: how networks are optimised, random numbers that do not depend on the number of processes."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -65,6 +66,8 @@ class Task(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Warn of a precision that this machine can only emulate."""
+        # The moving average is in evaluation mode on purpose.
+        warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
         device = self.trainer.strategy.root_device.type
         if device == "cpu" and str(self.trainer.precision).startswith("bf16") and not CPU_HAS_BFLOAT16:
             rank_zero_warn(
@@ -125,6 +128,7 @@ class Task(LightningModule):
     def log_scalars(self, scalars: dict[str, Tensor | float]) -> None:
         """Log training scalars against the number of generator steps."""
         self.log_dict(scalars)
+        self.log("loss", scalars["train/loss"], prog_bar=True, logger=False)
         self.log("step", float(self.global_step))
 
     def on_validation_epoch_end(self) -> None:

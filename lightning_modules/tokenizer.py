@@ -129,7 +129,7 @@ class TokenizerTraining(Task):
     def generator_step(
         self, images: Tensor, mask: Tensor | None, augmentation: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Forward and backward of tokenizer and auxiliary decoders; on the last micro-batch also optimizer and EMA step.
+        """Forward and backward of the trained networks; on the last micro-batch also their optimizer and EMA step.
 
         Returns:
             Detached reconstructions (B, 3, H, W) and the scalars to log.

@@ -104,8 +104,8 @@ def test_imagenet_tokenizer_has_176_million_parameters(capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("name", ["tiny", "small", "base", "large"])
 def test_sizes_are_those_of_the_published_names(name: str) -> None:
-    from maetok.hub import BACKBONES
     from maetok.networks import TransformerSize
+    from maetok.published_format import BACKBONES
 
     values = yaml.safe_load((CONFIGS / "size" / f"{name}.yaml").read_text())
     assert TransformerSize(**values) == BACKBONES[name]

@@ -16,6 +16,8 @@ Rotation = tuple[Tensor, Tensor]
 def rotate(queries_or_keys: Tensor, rotation: Rotation) -> Tensor:
     """Rotate adjacent channel pairs (2i, 2i + 1) by the given angles.
 
+    Written as a complex product where the dtype has complex numbers, and with real ones elsewhere and for compilation.
+
     Args:
         queries_or_keys: (..., heads, T, head_dim).
         rotation: cos and sin, (heads, T, head_dim / 2) each.
@@ -24,6 +26,9 @@ def rotate(queries_or_keys: Tensor, rotation: Rotation) -> Tensor:
         Tensor shaped like the input.
     """
     cos, sin = rotation
+    if queries_or_keys.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling():
+        pairs = torch.view_as_complex(queries_or_keys.unflatten(-1, (-1, 2)))  # one pass over memory instead of six
+        return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
     even, odd = queries_or_keys.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 

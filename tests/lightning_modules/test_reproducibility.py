@@ -38,7 +38,7 @@ OPTIMIZATION = (
 
 
 def overlay(folder: Path, bottleneck: str, optimizer: str, rate: float, accumulate: int, workers: int) -> str:
-    more = {"AdamW": ", betas: [0.9, 0.95], fused: true", "SGD": ", momentum: 0.9, fused: false"}[optimizer]
+    more = {"AdamW": ", betas: [0.9, 0.95], fused: true", "SGD": ", momentum: 0.0, fused: false"}[optimizer]
     optimization = OPTIMIZATION.format(name=optimizer, rate=rate, more=more)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "overlay.yaml"
@@ -71,11 +71,11 @@ def test_stopping_and_continuing_gives_the_same_losses_and_weights(tmp_path: Pat
 
 
 def test_two_processes_give_the_weights_of_one_with_the_whole_batch(tmp_path: Path, digits_root: Path) -> None:
-    """DDP over gloo against one process, same global batch: within 1e-6 after 6 steps of SGD that move weights visibly.
+    """DDP over gloo against one process, same global batch: within 1e-7 after 6 steps of SGD that move weights visibly.
 
     SGD, because AdamW turns rounding noise of 1e-8 in a gradient near zero into steps as large as its learning rate.
     """
-    options = overlay(tmp_path, "PlainBottleneck", "SGD", 0.1, accumulate=2, workers=0)
+    options = overlay(tmp_path, "PlainBottleneck", "SGD", 0.02, accumulate=2, workers=0)
     common = [
         f"--config={EXPERIMENTS / 'imagenet256_maetok_b128.yaml'}",
         f"--config={TINY}",
@@ -98,7 +98,7 @@ def test_two_processes_give_the_weights_of_one_with_the_whole_batch(tmp_path: Pa
     assert any(name.startswith("discriminator.heads") for name in one)
     for name in one:
         torch.testing.assert_close(
-            two[name], one[name], atol=1e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            two[name], one[name], atol=1e-7, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
         )
     early = weights(tmp_path / "one", 5)
     moved = max((one[name] - early[name]).abs().max().item() for name in one if name.startswith("model."))

@@ -50,6 +50,14 @@ def test_rotation_of_a_pair_is_a_rotation_matrix() -> None:
     torch.testing.assert_close(rotated.flatten(), matrix @ torch.tensor([2.0, 5.0]))
 
 
+def test_complex_and_real_products_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    angles = torch.randn(3, 9, 4)
+    tokens = torch.randn(2, 5, 3, 9, 8)
+    by_complex_product = rotate(tokens, (angles.cos(), angles.sin()))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(rotate(tokens, (angles.cos(), angles.sin())), by_complex_product, atol=1e-6, rtol=0)
+
+
 def test_initial_frequencies_are_a_geometric_series_in_a_random_direction() -> None:
     rope = MixedRotaryEmbedding2d(depth=2, num_heads=3, head_dim=16, theta=10.0)
     along_x, along_y = rope.frequencies.detach().unbind(0)
