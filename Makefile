@@ -15,7 +15,7 @@ demo: .venv/installed ## stage 1 on the digits, beside a plain autoencoder of th
 	$(BIN)/python main.py fit --config configs/experiment/digits_tokenizer.yaml --ckpt_path last
 	$(BIN)/python main.py fit --config configs/experiment/digits_tokenizer.yaml --config configs/ablation/ae.yaml \
 		--experiment digits_ae --ckpt_path last
-	$(BIN)/python -m callbacks.run_report runs/digits_tokenizer runs/digits_ae
+	$(BIN)/python -m callbacks.compare_runs runs/digits_tokenizer runs/digits_ae
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

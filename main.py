@@ -23,16 +23,15 @@ class MAETokCLI(LightningCLI):
         parser.add_argument("--experiment", type=str, default="unnamed", help="name of the run directory under runs/")
 
     def before_instantiate_classes(self) -> None:
-        """Derive the run directory; keep the saved configs of other subcommands apart from that of ``fit``."""
-        config = self.config[self.subcommand]
-        config.trainer.default_root_dir = config.trainer.default_root_dir or f"runs/{config.experiment}"
+        """Keep the saved configs of other subcommands apart from that of ``fit``."""
         self.save_config_kwargs["config_filename"] = f"config_{self.subcommand}.yaml".replace("_fit", "")
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """Log to TensorBoard in the run directory, unless the config says otherwise."""
-        trainer = self.config[self.subcommand].trainer
-        if trainer.logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger(trainer.default_root_dir, name="", version="")
+        """Derive the run directory and log to TensorBoard there, unless the config says otherwise."""
+        config = self.config[self.subcommand]
+        run = kwargs["default_root_dir"] = config.trainer.default_root_dir or f"runs/{config.experiment}"
+        if config.trainer.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(run, name="", version="")
         return super().instantiate_trainer(**kwargs)
 
     def _parse_ckpt_path(self) -> None:

@@ -1,29 +1,10 @@
-"""What callbacks may ask of a task and of a datamodule."""
+"""What callbacks share. They know a task by ``encode``, ``reconstruct`` and ``views`` only (lightning_modules/base.py)."""
 
-from typing import Any, Protocol
+from typing import Any
 
-from torch import Tensor
-
-
-class EncodesAndReconstructs(Protocol):
-    """The methods of a task that callbacks use; images are (B, 3, H, W) float in [-1, 1]."""
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Raw latents (B, L, C)."""
-        ...
-
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """Reconstructions, shaped like the images."""
-        ...
-
-    def views(self, images: Tensor) -> dict[str, Tensor]:
-        """Named picture columns (B, 3, h, w) in [-1, 1]."""
-        ...
+from lightning.pytorch import Trainer
 
 
-class HasEvaluationLoaders(Protocol):
-    """The method of a datamodule that callbacks use."""
-
-    def evaluation_dataloader(self, split: str) -> Any:
-        """Every sample of ``train`` or ``validation`` once, without augmentation."""
-        ...
+def generator_step(trainer: Trainer, pl_module: Any) -> int:
+    """The step that the weights have: the trainer's in ``fit``, the loaded checkpoint's in other subcommands."""
+    return trainer.global_step or int(getattr(pl_module, "checkpoint_step", 0))

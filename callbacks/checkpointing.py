@@ -47,10 +47,25 @@ class ResumableCheckpoint(Checkpoint):
     """
 
     def __init__(self, every_n_steps: int = 5000, keep_last: int = 2) -> None:
+        if every_n_steps < 1 or keep_last not in (-1, *range(1, 1000)):
+            raise ValueError(
+                f"ResumableCheckpoint needs every_n_steps >= 1 and keep_last >= 1 (or -1 for all), got {every_n_steps} "
+                f"and {keep_last}"
+            )
         self.every_n_steps, self.keep_last, self.saved_step = every_n_steps, keep_last, -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The step a run continues from is saved already."""
+        """The step a run continues from is saved already.
+
+        Raises:
+            FileExistsError: if a new run would mix its checkpoints with those of an older one.
+        """
+        existing = complete_checkpoints(trainer.default_root_dir)
+        if trainer.global_step == 0 and existing:
+            raise FileExistsError(
+                f"{trainer.default_root_dir} holds checkpoints of an earlier run, up to {existing[-1].name}: continue it "
+                "with --ckpt_path last, choose another --experiment, or remove the directory"
+            )
         self.saved_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
@@ -72,8 +87,8 @@ class ResumableCheckpoint(Checkpoint):
             with open(hidden, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(hidden, path)
-            if self.keep_last >= 0:
-                for old in complete_checkpoints(trainer.default_root_dir)[: -self.keep_last or None]:
+            if self.keep_last > 0:
+                for old in complete_checkpoints(trainer.default_root_dir)[: -self.keep_last]:
                     old.unlink()
         trainer.strategy.barrier()
         self.saved_step = trainer.global_step

@@ -25,9 +25,8 @@ class StepProgressBar(TQDMProgressBar):
         return bar
 
     def on_train_epoch_start(self, trainer: Trainer, *arguments: Any) -> None:
-        """Begin at the step a continued run begins at."""
+        """There is one endless epoch, so its number says nothing."""
         super().on_train_epoch_start(trainer, *arguments)
-        self.train_progress_bar.initial = 0
         self.train_progress_bar.set_description("train")
 
 

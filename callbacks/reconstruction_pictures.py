@@ -9,6 +9,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from callbacks.base import generator_step
+
 
 def picture_grid(columns: dict[str, Tensor], side: int, gap: int = 2) -> Tensor:
     """One row per image, one column per view, all resized to ``side`` pixels: (3, H, W) float in [0, 1].
@@ -42,11 +44,12 @@ class ReconstructionPictures(Callback):
         if batch_idx or not trainer.is_global_zero or trainer.sanity_checking:
             return
         columns = pl_module.views(batch["images"][: self.images])
+        step = generator_step(trainer, pl_module)
         grid = picture_grid(columns, self.side)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(" | ".join(columns), grid, trainer.global_step)
-        save_png(grid, Path(trainer.default_root_dir) / "pictures" / f"step={trainer.global_step:09d}.png")
+                logger.experiment.add_image(" | ".join(columns), grid, step)
+        save_png(grid, Path(trainer.default_root_dir) / "pictures" / f"step={step:09d}.png")
 
     on_test_batch_end = on_validation_batch_end
 

@@ -1,25 +1,21 @@
-"""Results of a run as a file, and a table of several: ``python -m callbacks.run_report runs/a runs/b``."""
+"""Results of a run as a file; ``python -m callbacks.compare_runs`` makes a table of several."""
 
 import json
-import sys
 import time
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-ROWS = {
-    "validation/psnr": ("PSNR (dB)", "{:.2f}"),
-    "validation/ssim": ("SSIM", "{:.3f}"),
-    "validation/l1": ("L1", "{:.4f}"),
-    "validation/linear_probe": ("linear probe", "{:.1%}"),
-    "step": ("steps", "{:.0f}"),
-    "minutes": ("minutes", "{:.1f}"),
-}
+from callbacks.base import generator_step
+
 
 
 class RunReport(Callback):
-    """Appends the validation metrics of each validation to ``metrics.jsonl`` in the run directory."""
+    """Appends the metrics of each validation to ``metrics.jsonl`` in the run directory.
+
+    Those of the subcommands ``validate`` and ``test`` go to ``metrics_validate.jsonl`` and ``metrics_test.jsonl``.
+    """
 
     def __init__(self) -> None:
         self.started = time.monotonic()
@@ -27,48 +23,20 @@ class RunReport(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write one line: step, minutes since the start of this process, metrics."""
         if not trainer.sanity_checking:
-            self.write(trainer)
+            self.write(trainer, pl_module)
 
     on_test_end = on_validation_end
 
     @rank_zero_only
-    def write(self, trainer: Trainer) -> None:
+    def write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Append the present metrics."""
         metrics = {
             name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("validation/")
         }
-        record = {"step": trainer.global_step, "minutes": (time.monotonic() - self.started) / 60, **metrics}
-        path = Path(trainer.default_root_dir) / "metrics.jsonl"
+        minutes = (time.monotonic() - self.started) / 60
+        record = {"step": generator_step(trainer, pl_module), "minutes": minutes, **metrics}
+        suffix = "" if trainer.state.fn == "fit" else f"_{trainer.state.fn}"
+        path = Path(trainer.default_root_dir) / f"metrics{suffix}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:
             file.write(json.dumps(record) + "\n")
-
-
-def last_record(run: Path) -> dict[str, float]:
-    """The last line of a run's ``metrics.jsonl``; raises FileNotFoundError if the run has not validated yet."""
-    return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-
-
-def table(runs: list[Path]) -> str:
-    """A text table: one row per metric, one column per run."""
-    records = [last_record(run) for run in runs]
-    width = max(len(run.name) for run in runs) + 2
-    lines = [" " * 14 + "".join(f"{run.name:>{width}}" for run in runs)]
-    for key, (title, form) in ROWS.items():
-        cells = [form.format(record[key]) if key in record else "-" for record in records]
-        lines.append(f"{title:<14}" + "".join(f"{cell:>{width}}" for cell in cells))
-    return "\n".join(lines)
-
-
-def main(args: list[str] | None = None) -> None:
-    """Print where logs and pictures are, and the table."""
-    runs = [Path(argument) for argument in (sys.argv[1:] if args is None else args)]
-    print("\nTensorBoard: tensorboard --logdir", runs[0].parent)
-    for run in runs:
-        pictures = sorted((run / "pictures").glob("*.png"))
-        print(f"pictures of {run.name}:", pictures[-1] if pictures else "none")
-    print("\n" + table(runs))
-
-
-if __name__ == "__main__":
-    main()

@@ -52,7 +52,7 @@ class Digits(ImageShards):
         evaluation_batch_size: the same for evaluation; ``batch_size`` if not given.
         num_workers: loader processes per training process.
         random_crop_scale: share of the short side that a random training crop covers; null for none.
-        seed: seed of order and augmentation.
+        seed: seed of order and augmentation; ``seed_everything`` if not given.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Digits(ImageShards):
         evaluation_batch_size: int | None = None,
         num_workers: int = 1,
         random_crop_scale: tuple[float, float] | None = None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__(
             train_shards=f"{root}/train-*.tar",

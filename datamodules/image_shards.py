@@ -1,5 +1,7 @@
 """Images with labels from WebDataset shards, as a LightningDataModule."""
 
+import math
+import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -69,6 +71,11 @@ class ImageShardDataset(Dataset[ImageBatch]):
         }
 
 
+def as_it_is(batch: ImageBatch) -> ImageBatch:
+    """The dataset makes whole batches itself."""
+    return batch
+
+
 class ImageShards(LightningDataModule):
     """Training and validation images from tar shards that hold jpg, png or webp plus cls.
 
@@ -87,7 +94,10 @@ class ImageShards(LightningDataModule):
         horizontal_flip: mirror half of the training images.
         random_crop_scale: share of the short side that a random training crop covers, e.g. [0.8, 1.0]; null for the
             centre crop, which evaluation always uses.
-        seed: seed of order and augmentation.
+        seed: seed of order and augmentation; ``seed_everything`` if not given.
+
+    Raises:
+        ValueError: if ``random_crop_scale`` is no range of shares.
     """
 
     def __init__(
@@ -102,12 +112,15 @@ class ImageShards(LightningDataModule):
         prefetch_factor: int = 2,
         horizontal_flip: bool = True,
         random_crop_scale: tuple[float, float] | None = None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
+        if random_crop_scale is not None and not 0 < random_crop_scale[0] <= random_crop_scale[1] <= 1:
+            raise ValueError(f"data.init_args.random_crop_scale={random_crop_scale} needs 0 < low <= high <= 1")
         self.patterns: dict[Split, str] = {"train": train_shards, "validation": validation_shards}
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
-        self.num_classes, self.batch_size, self.seed = num_classes, batch_size, seed
+        self.num_classes, self.batch_size = num_classes, batch_size
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self.evaluation_batch_size = evaluation_batch_size or batch_size
         self.num_workers, self.prefetch_factor = num_workers, prefetch_factor
         self.horizontal_flip, self.random_crop_scale = horizontal_flip, random_crop_scale
@@ -115,15 +128,22 @@ class ImageShards(LightningDataModule):
         self.indices: dict[Split, ShardIndex] = {}
 
     def setup(self, stage: str) -> None:
-        """Index both splits; a missing or damaged shard is an error here, before any training."""
-        for split, pattern in self.patterns.items():
-            if split not in self.indices:
-                paths = find_shards(pattern, f"data.init_args.{split}_shards")
-                self.indices[split] = ShardIndex.build(paths, self.num_classes)
+        """Index what the subcommand reads; a missing or damaged shard is an error here, before any training."""
+        if stage in ("fit", "predict"):
+            self.index("train")
+        if stage != "predict":
+            self.index("validation")
+
+    def index(self, split: Split) -> ShardIndex:
+        """The index of a split, built when it is first asked for."""
+        if split not in self.indices:
+            paths = find_shards(self.patterns[split], f"data.init_args.{split}_shards")
+            self.indices[split] = ShardIndex.build(paths, self.num_classes)
+        return self.indices[split]
 
     def train_dataloader(self) -> DataLoader[ImageBatch]:
         """Endless loader that starts at the saved position; read anew at every ``iter()``."""
-        index = self.indices["train"]
+        index = self.index("train")
         rank, world_size = self._process()
         order = TrainingOrder(len(index), self.batch_size, rank, world_size, self.seed, lambda: self.position)
         dataset = ImageShardDataset(index, self.image_size, self.seed, self.horizontal_flip, self.random_crop_scale)
@@ -141,10 +161,14 @@ class ImageShards(LightningDataModule):
         """Every training image exactly once, without augmentation."""
         return self.evaluation_dataloader("train")
 
-    def evaluation_dataloader(self, split: Split) -> DataLoader[ImageBatch]:
-        """Centre crops of a split in stored order, each exactly once over all processes; for metrics and probes."""
-        index = self.indices[split]
-        order = EvaluationOrder(len(index), self.evaluation_batch_size, *self._process())
+    def evaluation_dataloader(self, split: Split, max_samples: int | None = None) -> DataLoader[ImageBatch]:
+        """Centre crops of a split in stored order, each exactly once over all processes; for metrics and probes.
+
+        With ``max_samples``, every n-th sample is read so that there are no more than these.
+        """
+        index = self.index(split)
+        stride = math.ceil(len(index) / max_samples) if max_samples else 1
+        order = EvaluationOrder(len(index), self.evaluation_batch_size, *self._process(), stride=stride)
         return self._loader(ImageShardDataset(index, self.image_size), order)
 
     def _process(self) -> tuple[int, int]:
@@ -157,25 +181,29 @@ class ImageShards(LightningDataModule):
         return DataLoader(
             dataset,
             batch_sampler=order,
-            collate_fn=lambda batch: batch,
+            collate_fn=as_it_is,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             **workers,
         )
 
-    def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
-        """Make floats of the images on the device, and note how far training has come.
+    def on_before_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
+        """Note how far training has come.
 
         Lightning calls this for the batch that is trained next, not for those prefetched, so the position is that of
         samples really used.
         """
         if self.trainer is not None and self.trainer.training:
             self.position = int(batch["position"])
+        return batch
+
+    def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
+        """Make floats of the images, on the device."""
         return to_model_input(batch)
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the order, and what the order depends on."""
-        index = self.indices["train"]
+        index = self.index("train")
         return {"position": self.position, "seed": self.seed, "samples": len(index), "fingerprint": index.fingerprint()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -184,6 +212,8 @@ class ImageShards(LightningDataModule):
         Raises:
             ShardError: if seed or data differ from those of the checkpoint, for then the order would not continue.
         """
+        if self.trainer is not None and self.trainer.state.fn != "fit":
+            return  # other subcommands read in stored order
         for key, value in self.state_dict().items():
             if key != "position" and state_dict[key] != value:
                 raise ShardError(

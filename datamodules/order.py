@@ -48,8 +48,8 @@ class TrainingOrder(Sampler[list[SampleReference]]):
         self, count: int, batch_size: int, rank: int, world_size: int, seed: int, start: Callable[[], int]
     ) -> None:
         if count < 1:
-            raise ValueError("the training split has no samples")
-        check_divisible(batch_size, world_size)
+            raise ValueError("data.init_args.train_shards: the shards hold no samples; pack some")
+        check_divisible("batch_size", batch_size, world_size)
         self.count, self.batch_size, self.rank, self.world_size = count, batch_size, rank, world_size
         self.seed, self.start = seed, start
 
@@ -73,26 +73,38 @@ class EvaluationOrder(Sampler[list[SampleReference]]):
     """Finite batch sampler in stored order: every sample once, the same number of batches on every process.
 
     What is missing in the last batches is filled with padding (index -1), so no process waits for another.
+
+    Args:
+        count: samples in the split.
+        batch_size: samples per batch over all processes.
+        rank: this process.
+        world_size: number of processes; must divide ``batch_size``.
+        stride: read every n-th sample only.
+
+    Raises:
+        ValueError: if ``batch_size`` is not divisible by ``world_size``.
     """
 
-    def __init__(self, count: int, batch_size: int, rank: int, world_size: int) -> None:
-        check_divisible(batch_size, world_size)
+    def __init__(self, count: int, batch_size: int, rank: int, world_size: int, stride: int = 1) -> None:
+        check_divisible("evaluation_batch_size", batch_size, world_size)
+        self.stride = stride
         self.count, self.batch_size, self.rank, self.world_size = count, batch_size, rank, world_size
 
     def __len__(self) -> int:
-        return math.ceil(self.count / self.batch_size)
+        return math.ceil(math.ceil(self.count / self.stride) / self.batch_size)
 
     def __iter__(self) -> Iterator[list[SampleReference]]:
         """Yield this process's part of one global batch after another."""
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             places = range(start + self.rank, start + self.batch_size, self.world_size)
-            yield [SampleReference(0, place, 0) if place < self.count else PADDING for place in places]
+            indices = (place * self.stride for place in places)
+            yield [SampleReference(0, index, 0) if index < self.count else PADDING for index in indices]
 
 
-def check_divisible(batch_size: int, world_size: int) -> None:
-    """Raise ValueError unless a global batch divides evenly among the processes."""
+def check_divisible(key: str, batch_size: int, world_size: int) -> None:
+    """Raise ValueError, naming the config key, unless a global batch divides evenly among the processes."""
     if batch_size < 1 or batch_size % world_size:
         raise ValueError(
-            f"data.init_args.batch_size={batch_size} counts samples over all processes and must be a positive multiple "
-            f"of their number, {world_size}"
+            f"data.init_args.{key}={batch_size} counts samples over all processes and must be a positive multiple of "
+            f"their number, {world_size}"
         )

@@ -76,15 +76,25 @@ def folder_samples(source: Path, seed: int) -> tuple[list[str], list[tuple[Path,
 
 
 def pack_folder(source: Path, folder: Path, split: str, samples_per_shard: int = 1000, seed: int = 0) -> None:
-    """Copy an image folder into shards, image bytes unchanged, shuffled; ``classes.json`` names the labels."""
+    """Copy an image folder into shards, image bytes unchanged, shuffled; ``classes.json`` names the labels.
+
+    Raises:
+        ValueError: if another split in the same folder was packed with other classes.
+    """
     classes, files = folder_samples(source, seed)
+    names = folder / "classes.json"
+    if names.is_file() and json.loads(names.read_text()) != classes:
+        raise ValueError(
+            f"the class folders of {source} are not those of {names}, so labels would not mean the same: complete the "
+            "folders, or write to another --output"
+        )
 
     def samples() -> Iterator[Sample]:
         for number, (path, label) in enumerate(files):
             yield {"__key__": f"{number:08d}", path.suffix.lower().lstrip("."): path.read_bytes(), "cls": label}
 
     write_shards(samples(), folder, split, samples_per_shard, len(files))
-    (folder / "classes.json").write_text(json.dumps(classes, indent=0))
+    names.write_text(json.dumps(classes, indent=0))
 
 
 def main(args: list[str] | None = None) -> None:

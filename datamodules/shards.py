@@ -134,7 +134,7 @@ def read_label(file: BinaryIO, path: str, key: str, member: tarfile.TarInfo | No
         raise ShardError(f"{path}: sample {key!r} has label {text[:20]!r}, expected an integer") from error
     if not 0 <= label < num_classes:
         raise ShardError(
-            f"{path}: sample {key!r} has label {label}, outside 0 ... {num_classes - 1} (data num_classes)"
+            f"{path}: sample {key!r} has label {label}, outside 0 ... {num_classes - 1}: wrong num_classes?"
         )
     return label
 

@@ -16,7 +16,9 @@ def decode(data: bytes) -> Tensor:
     with warnings.catch_warnings():
         # torchvision points to torchcodec, which would be a dependency for the same libjpeg-turbo
         warnings.simplefilter("ignore", DeprecationWarning)
-        return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        image = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    # a 16-bit PNG comes as uint16
+    return image if image.dtype == torch.uint8 else (image.to(torch.int32) >> 8).to(torch.uint8)
 
 
 def resize_to_cover(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -85,7 +85,7 @@ def test_two_processes_give_the_weights_of_one_with_the_whole_batch(tmp_path: Pa
     processes = {}
     for name, extra in (
         ("one", []),
-        ("two", ["--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_true"]),
+        ("two", [f"--config={ROOT / 'configs' / 'overlay' / 'ddp.yaml'}", "--trainer.devices=2"]),
     ):
         command = [sys.executable, "main.py", "fit", *common, f"--trainer.default_root_dir={tmp_path / name}", *extra]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -1,0 +1,199 @@
+"""Callbacks against what they should have measured, drawn or written, computed here by hand."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from callbacks import LinearProbe, ReconstructionMetrics, ResumableCheckpoint, StepProgressBar, Throughput
+from callbacks.compare_runs import main as compare_runs
+from callbacks.compare_runs import table
+from callbacks.reconstruction_pictures import picture_grid, save_png
+from maetok.analysis import linear_probe_accuracy
+from maetok.metrics import reconstruction_metrics, to_unit_range
+
+
+class Task:
+    """What callbacks see of a task: here latents are the images' corner, reconstructions are off by a constant."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.logged: dict[str, float] = {}
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images[:, :, :2, :2].flatten(2)
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        return images * 0.5
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def log(self, name: str, value: Any, **_: Any) -> None:
+        self.logged[name] = float(value)
+
+    def log_dict(self, values: dict[str, Any], **_: Any) -> None:
+        self.logged |= {name: float(value) for name, value in values.items()}
+
+
+def test_reconstruction_metrics_count_every_valid_sample_once() -> None:
+    images = torch.rand(5, 3, 16, 16) * 2 - 1
+    task, callback = Task(), ReconstructionMetrics()
+    callback.on_validation_epoch_start(None, task)
+    for start in (0, 3):
+        part = torch.zeros(3, 3, 16, 16)
+        part[: len(images[start : start + 3])] = images[start : start + 3]
+        valid = torch.arange(start, start + 3) < 5
+        callback.on_validation_batch_end(None, task, None, {"images": part, "valid": valid}, 0)
+    nothing = {"images": torch.zeros(3, 3, 16, 16), "valid": torch.zeros(3, dtype=torch.bool)}
+    callback.on_validation_batch_end(None, task, None, nothing, 2)
+    callback.on_validation_epoch_end(None, task)
+    original, found = (images + 1) / 2, (images * 0.5 + 1) / 2
+    psnr = (-10 * torch.log10((original - found).square().mean((1, 2, 3)))).mean()
+    assert task.logged["validation/psnr"] == pytest.approx(psnr.item(), abs=1e-4)
+    assert task.logged["validation/l1"] == pytest.approx((original - found).abs().mean().item(), abs=1e-6)
+    callback.on_validation_epoch_start(None, task)  # starts from zero
+    callback.on_validation_batch_end(None, task, None, {"images": images, "valid": torch.ones(5).bool()}, 0)
+    callback.on_validation_epoch_end(None, task)
+    assert task.logged["validation/psnr"] == pytest.approx(psnr.item(), abs=1e-4)
+
+
+def test_perfect_and_out_of_range_reconstructions() -> None:
+    metrics = reconstruction_metrics()
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    metrics.update(to_unit_range(images), to_unit_range(images))
+    values = metrics.compute()
+    assert values["ssim"] == pytest.approx(1.0, abs=1e-5)
+    assert values["l1"] == 0
+    torch.testing.assert_close(
+        to_unit_range(torch.tensor([-3.0, -1.0, 0.0, 1.0, 9.0])), torch.tensor([0, 0, 0.5, 1, 1])
+    )
+
+
+def test_linear_probe_separates_what_is_separable() -> None:
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 3, 600)
+    separable = np.eye(3)[labels] * 6 + generator.normal(size=(600, 3))
+    noise = generator.normal(size=(600, 2, 3))
+    split = slice(0, 400), slice(400, 600)
+    accuracy = linear_probe_accuracy(separable[split[0]], labels[split[0]], separable[split[1]], labels[split[1]])
+    assert accuracy > 0.97
+    chance = linear_probe_accuracy(noise[split[0]], labels[split[0]], noise[split[1]], labels[split[1]])
+    assert 0.2 < chance < 0.47
+
+
+@pytest.mark.parametrize(("function", "step", "every", "expected"), [
+    ("validate", 0, 0, [1, 1]),
+    ("fit", 5, 0, [0, 0]),
+    ("fit", 10, 0, [1, 1]),
+    ("fit", 5, 2, [0, 1]),
+])  # fmt: skip
+def test_linear_probe_runs_when_it_should(function: str, step: int, every: int, expected: list[int]) -> None:
+    images = torch.randn(40, 3, 4, 4)
+    labels = (images[:, 0, 0, 0] > 0).long()
+
+    def loader(split: str) -> list[dict[str, Tensor]]:
+        valid = torch.ones(40, dtype=torch.bool)
+        valid[30:] = False  # padding, with labels that would mislead
+        wrong = torch.where(valid, labels, 1 - labels)
+        return [{"images": images, "labels": wrong, "valid": valid}]
+
+    strategy = SimpleNamespace(batch_to_device=lambda batch: batch, broadcast=lambda value: value)
+    trainer = SimpleNamespace(
+        sanity_checking=False, state=SimpleNamespace(fn=function), global_step=step, max_steps=10, world_size=1,
+        is_global_zero=True, strategy=strategy, datamodule=SimpleNamespace(evaluation_dataloader=loader),
+    )  # fmt: skip
+    callback, runs = LinearProbe(every=every), []
+    for _ in range(2):
+        task = Task()
+        callback.on_validation_epoch_end(trainer, task)
+        runs.append(len(task.logged))
+        if task.logged:
+            assert task.logged["validation/linear_probe"] == 1.0
+    assert runs == expected
+
+
+def test_picture_grid_has_a_row_per_image_and_a_column_per_view() -> None:
+    views = {"white": torch.ones(2, 3, 4, 4), "black": -torch.ones(2, 3, 8, 8), "bright": torch.full((2, 3, 4, 4), 7.0)}
+    grid = picture_grid(views, side=6, gap=1)
+    assert grid.shape == (3, 2 * 8, 3 * 8)
+    assert grid[:, 1:7, 9:15].max() == 0  # the black cell of the first row
+    assert grid[:, :, :8].min() == 1
+    assert grid.max() == 1
+
+
+def test_png_is_what_was_drawn(tmp_path: Path) -> None:
+    image = torch.tensor([[[0.0, 1.0]], [[0.5, 1.0]], [[1.0, 0.0]]])
+    save_png(image, tmp_path / "new" / "x.png")
+    assert np.array(Image.open(tmp_path / "new" / "x.png")).tolist() == [[[0, 128, 255], [255, 255, 0]]]
+
+
+def test_checkpoints_are_saved_at_multiples_and_at_the_end_and_old_ones_go(tmp_path: Path) -> None:
+    trainer = SimpleNamespace(
+        global_step=0, default_root_dir=tmp_path, is_global_zero=True, strategy=SimpleNamespace(barrier=lambda: None),
+        save_checkpoint=lambda path: Path(path).write_bytes(b"state"),
+    )  # fmt: skip
+    (tmp_path / "checkpoints").mkdir()
+    callback = ResumableCheckpoint(every_n_steps=2, keep_last=2)
+    callback.on_train_start(trainer, None)
+    history = []
+    for micro_batch in range(14):  # two micro-batches per step
+        trainer.global_step = (micro_batch + 1) // 2
+        callback.on_train_batch_end(trainer, None)
+        history.append([path.name[5:14] for path in sorted((tmp_path / "checkpoints").iterdir())])
+    assert history[2] == []
+    assert history[3] == ["000000002"]
+    assert history[-1] == ["000000004", "000000006"]
+    callback.on_train_end(trainer, None)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "step=000000006.ckpt",
+        "step=000000007.ckpt",
+    ]
+
+
+def test_throughput_is_images_over_time_without_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 12.0, 20.0, 23.0, 23.0])
+    monkeypatch.setattr("callbacks.progress.time.perf_counter", lambda: next(clock))
+    task, callback = Task(), Throughput()
+    trainer = SimpleNamespace(world_size=4, log_every_n_steps=2)
+    batch = {"images": torch.zeros(5, 3, 1, 1)}
+    callback.on_train_batch_start(trainer, task, batch, 0)  # 10
+    callback.on_train_batch_end(trainer, task, None, batch, 0)
+    callback.on_validation_start(trainer, task)  # 12
+    callback.on_train_batch_start(trainer, task, batch, 1)  # 20
+    callback.on_train_batch_end(trainer, task, None, batch, 1)  # 23
+    assert task.logged["throughput/images_per_second"] == 2 * 5 * 4 / (2 + 3)
+
+
+def test_progress_bar_knows_the_length_of_the_run() -> None:
+    bar = StepProgressBar()
+    bar._trainer = SimpleNamespace(max_steps=10, lightning_module=SimpleNamespace(accumulate_grad_batches=3))
+    assert bar.total_train_batches == 30
+    bar._trainer.max_steps = -1
+    assert bar.total_train_batches == float("inf")
+
+
+def test_table_and_paths_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, psnr in (("first", 20.0), ("second", 21.5)):
+        (tmp_path / name / "pictures").mkdir(parents=True)
+        (tmp_path / name / "pictures" / "step=000000700.png").touch()
+        records = [
+            {"step": 1, "minutes": 0.1, "validation/psnr": 1.0},
+            {"step": 7, "minutes": 2.0, "validation/psnr": psnr},
+        ]
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    lines = table([tmp_path / "first", tmp_path / "second"]).splitlines()
+    assert lines[0].split() == ["first", "second"]
+    assert lines[1].split() == ["PSNR", "(dB)", "20.00", "21.50"]
+    assert lines[4].split() == ["linear", "probe", "-", "-"]
+    compare_runs([str(tmp_path / "first"), str(tmp_path / "second")])
+    output = capsys.readouterr().out
+    assert f"tensorboard --logdir {tmp_path}" in output
+    assert str(tmp_path / "second" / "pictures" / "step=000000700.png") in output
