@@ -26,4 +26,4 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv data/digits runs
+	rm -rf .venv data/digits

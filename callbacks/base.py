@@ -1,4 +1,4 @@
-"""What callbacks share. They know a task by ``encode``, ``reconstruct`` and ``views`` only (lightning_modules/base.py)."""
+"""What callbacks share. Of a task they know ``encode``, ``reconstruct`` and ``views`` (lightning_modules/base.py)."""
 
 from typing import Any
 

@@ -63,8 +63,8 @@ class ResumableCheckpoint(Checkpoint):
         existing = complete_checkpoints(trainer.default_root_dir)
         if trainer.global_step == 0 and existing:
             raise FileExistsError(
-                f"{trainer.default_root_dir} holds checkpoints of an earlier run, up to {existing[-1].name}: continue it "
-                "with --ckpt_path last, choose another --experiment, or remove the directory"
+                f"{trainer.default_root_dir} holds checkpoints of an earlier run, up to {existing[-1].name}: continue "
+                "it with --ckpt_path last, choose another --experiment, or remove the directory"
             )
         self.saved_step = trainer.global_step
 

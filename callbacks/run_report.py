@@ -10,7 +10,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from callbacks.base import generator_step
 
 
-
 class RunReport(Callback):
     """Appends the metrics of each validation to ``metrics.jsonl`` in the run directory.
 
@@ -35,7 +34,7 @@ class RunReport(Callback):
         }
         minutes = (time.monotonic() - self.started) / 60
         record = {"step": generator_step(trainer, pl_module), "minutes": minutes, **metrics}
-        suffix = "" if trainer.state.fn == "fit" else f"_{trainer.state.fn}"
+        suffix = "" if trainer.state.fn == "fit" else f"_{trainer.state.fn.value}"
         path = Path(trainer.default_root_dir) / f"metrics{suffix}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:

@@ -1,8 +1,10 @@
 """What all tasks share: how networks are optimised, random numbers that do not depend on the number of processes."""
 
+import os
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,21 +38,28 @@ class Optimization:
 class Task(LightningModule):
     """Base of all tasks; callbacks talk to a task through ``encode``, ``reconstruct`` and ``views`` only.
 
+    Those run outside autocast, so whatever the training precision, evaluation is in float32.
+
     One step is one step of the generator's optimizer: ``trainer.max_steps``, schedules, checkpoints and the axis of all
     logs count these, whatever other optimizers and micro-batches there are.
 
     Args:
         accumulate_grad_batches: micro-batches per optimizer step.
-        seed: seed of masks, augmentation and noise.
+        seed: seed of masks, augmentation and noise; ``seed_everything`` if not given.
+
+    Raises:
+        ValueError: if ``accumulate_grad_batches`` is less than 1.
     """
 
-    def __init__(self, accumulate_grad_batches: int = 1, seed: int = 0) -> None:
+    def __init__(self, accumulate_grad_batches: int = 1, seed: int | None = None) -> None:
         super().__init__()
         if accumulate_grad_batches < 1:
-            raise ValueError(f"accumulate_grad_batches={accumulate_grad_batches} must be at least 1")
+            raise ValueError(f"model.init_args.accumulate_grad_batches={accumulate_grad_batches} must be at least 1")
         self.automatic_optimization = False
-        self.accumulate_grad_batches, self.seed = accumulate_grad_batches, seed
-        self.micro_step = 0  # micro-batches since the last optimizer step; 0 whenever a checkpoint is written
+        self.accumulate_grad_batches = accumulate_grad_batches
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
+        self.micro_step = 0  # micro-batches since the last optimizer step
+        self.checkpoint_step = 0  # step of the checkpoint that was loaded, for subcommands that do not train
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> raw latents (B, L, C)."""
@@ -65,15 +74,27 @@ class Task(LightningModule):
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
-        """Warn of a precision that this machine can only emulate."""
+        """Refuse precisions that training is wrong in, and warn of one that this machine can only emulate.
+
+        Raises:
+            ValueError: for 16-mixed, whose loss scaling two optimizers do not share, and for bfloat16 weights, whose
+                moving average would not move.
+        """
+        precision = str(self.trainer.precision)
+        if stage == "fit" and precision not in ("32-true", "64-true", "bf16-mixed"):
+            raise ValueError(f"trainer.precision={precision} is not supported in training: use bf16-mixed or 32-true")
         # The moving average is in evaluation mode on purpose.
         warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
         device = self.trainer.strategy.root_device.type
-        if device == "cpu" and str(self.trainer.precision).startswith("bf16") and not CPU_HAS_BFLOAT16:
+        if device == "cpu" and precision.startswith("bf16") and not CPU_HAS_BFLOAT16:
             rank_zero_warn(
-                f"trainer.precision={self.trainer.precision}, but this CPU has no matrix instructions for bfloat16: "
+                f"trainer.precision={precision}, but this CPU has no matrix instructions for bfloat16: "
                 "32-true is many times faster here"
             )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember which step the weights have."""
+        self.checkpoint_step = checkpoint["global_step"]
 
     def begin_micro_step(self) -> np.random.SeedSequence:
         """Seed torch's global generators for this micro-batch and process, and return the seed shared by all processes.

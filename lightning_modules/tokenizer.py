@@ -33,7 +33,7 @@ class TokenizerTraining(Task):
         activation_checkpointing: recompute block activations in the backward pass to save memory.
         compile: compile transformer blocks.
         accumulate_grad_batches: micro-batches per optimizer step.
-        seed: seed of masks, augmentation and noise.
+        seed: seed of masks, augmentation and noise; ``seed_everything`` if not given.
 
     Raises:
         ValueError: for a weight without its target, or an adversarial weight without discriminator.
@@ -54,7 +54,7 @@ class TokenizerTraining(Task):
         activation_checkpointing: bool = False,
         compile: bool = False,
         accumulate_grad_batches: int = 1,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__(accumulate_grad_batches, seed)
         self.target_weights = {name: weight for name, weight in (target_weights or {}).items() if weight}
@@ -116,10 +116,10 @@ class TokenizerTraining(Task):
         """One micro-batch for the generator, then the same for the discriminator once it plays."""
         generator = np.random.default_rng(self.begin_micro_step())
         images = batch["images"]
+        # Asked before the generator steps: its step and the discriminator's belong together.
         plays = self.discriminator is not None and self.objective.plays(self.global_step)
         mask = self.draw_mask(images, generator)
         augmentation = self.uniform(generator, len(images), 3, UNIFORM_NUMBERS) if plays else None
-        # Read before the generator steps: the scalars of a step and its discriminator step belong together.
         reconstructions, scalars = self.generator_step(images, mask, augmentation)
         if augmentation is not None:
             scalars |= self.discriminator_step(images, reconstructions, augmentation)

@@ -16,6 +16,7 @@ from torch import Tensor
 from maetok.networks.bottlenecks import PlainBottleneck
 from maetok.networks.tokenizer import Tokenizer
 from maetok.published_format import (
+    REQUIRED_KEYS,
     SIZE_OVERRIDES,
     UNUSED,
     published_config,
@@ -64,7 +65,7 @@ def read_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error})") from error
-    missing = [key for key in ("encoder_model", "decoder_model", "num_latent_tokens") if key not in config]
+    missing = [key for key in REQUIRED_KEYS if key not in config]
     if missing:
         raise ValueError(f"{path} is not the config of a published tokenizer: it lacks {', '.join(missing)}")
     return config

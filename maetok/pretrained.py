@@ -39,6 +39,7 @@ def create_timm_model(model_name: str, pretrained: bool, checkpoint_path: str, *
     """
     import timm
 
+    pretrained = pretrained and not checkpoint_path  # timm would download first
     try:
         return timm.create_model(model_name, pretrained=pretrained, checkpoint_path=checkpoint_path, **arguments)
     except OSError as error:
@@ -47,6 +48,19 @@ def create_timm_model(model_name: str, pretrained: bool, checkpoint_path: str, *
             f"checkpoint_path={checkpoint_path!r}): {error}. Download them on a machine with network access and set "
             "checkpoint_path, or set pretrained: false for random weights."
         ) from error
+
+
+def create_size_free_model(model_name: str, pretrained: bool, checkpoint_path: str, **arguments: Any) -> Any:
+    """As :func:`create_timm_model`, accepting images of any size where the model has a switch for that."""
+    try:
+        return create_timm_model(model_name, pretrained, checkpoint_path, dynamic_img_size=True, **arguments)
+    except TypeError:  # a convolutional model needs no such switch
+        return create_timm_model(model_name, pretrained, checkpoint_path, **arguments)
+
+
+def channels_first(features: Tensor, channels: int) -> Tensor:
+    """A feature map as (B, channels, h, w), whichever of timm's two layouts it has."""
+    return features if features.shape[1] == channels else features.permute(0, 3, 1, 2)
 
 
 class Normalization(nn.Module):

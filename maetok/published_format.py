@@ -22,6 +22,23 @@ BACKBONES = {
 }
 """Sizes that a published backbone name such as ``vit_base_patch14_dinov2.lvd142m`` stands for."""
 
+REQUIRED_KEYS = (
+    "encoder_model",
+    "decoder_model",
+    "num_latent_tokens",
+    "codebook_embed_dim",
+    "image_size",
+    "enc_patch_size",
+    "dec_patch_size",
+    "enc_token_drop",
+    "dec_cls_token",
+    "use_ape",
+    "use_rope",
+    "rope_mixed",
+    "rope_theta",
+)
+"""What a config must say for us to know the model."""
+
 SIZE_OVERRIDES = {"embed_dim": "width", "depth": "depth", "num_heads": "num_heads"}
 
 UNUSED = re.compile(
@@ -127,6 +144,8 @@ def published_config(tokenizer: Tokenizer) -> dict[str, Any]:
     names = {
         part: next((name for name, known in BACKBONES.items() if known == size), "base") for part, size in parts.items()
     }
+    if any(size.mlp_ratio != 4.0 for size in parts.values()):
+        raise ValueError("the published format holds models with mlp_ratio=4 only")
     registers = tokenizer.encoder.register_tokens
     if registers is not None and registers.shape[1] != 4:
         raise ValueError(f"the published format holds 0 or 4 register tokens, not {registers.shape[1]}")

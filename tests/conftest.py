@@ -1,4 +1,4 @@
-"""Shared fixtures: one thread per process keeps timing and sums reproducible."""
+"""Shared fixtures. `make test` gives every process one thread."""
 
 from pathlib import Path
 

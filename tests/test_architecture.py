@@ -27,7 +27,7 @@ def imported_modules(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names.add(node.module or "")
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
@@ -64,7 +64,7 @@ def test_files_and_functions_stay_readable() -> None:
     for package in MAY_IMPORT:
         for path in sources(package):
             text = path.read_text()
-            assert len(text.splitlines()) <= 310, path
+            assert len(text.splitlines()) <= 300, path
             assert "sys.path" not in text, path
             for node in ast.walk(ast.parse(text)):
                 if isinstance(node, ast.FunctionDef):

@@ -1,5 +1,6 @@
 """The command line: run directories, restarts, errors, and traps of LightningCLI pinned down."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -58,12 +59,23 @@ class TestRun:
         for subcommand in ("validate", "test"):
             cli = run(subcommand, "digits_tokenizer", tmp_path, digits_root, "--ckpt_path=last")
             assert 0 < cli.trainer.callback_metrics["validation/psnr"] < 40
+            record = json.loads((tmp_path / f"metrics_{subcommand}.jsonl").read_text())
+            assert record["step"] == 4  # that of the checkpoint
+            assert ("validation/linear_probe" in record) == (subcommand == "validate")
         limit = "--trainer.limit_predict_batches=1"
         cli = run("predict", "digits_tokenizer", tmp_path, digits_root, "--ckpt_path=last", limit)
         assert cli.trainer.predict_loop.predictions[0].shape == (16, 16, 8)
         written = yaml.safe_load((tmp_path / "config.yaml").read_text())
         assert written["trainer"]["max_steps"] == 4  # the last fit's config; validate has not replaced it
         assert written["model"] == yaml.safe_load(config)["model"]
+
+    def test_run_directory_is_not_frozen_into_the_config(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert config_of(capsys, DIGITS)["trainer"]["default_root_dir"] is None
+
+    def test_a_new_run_does_not_mix_with_an_old_one(self, tmp_path: Path, digits_root: Path) -> None:
+        run("fit", "digits_tokenizer", tmp_path, digits_root)
+        with pytest.raises(FileExistsError, match=r"up to step=000000002\.ckpt.*--ckpt_path last"):
+            run("fit", "digits_tokenizer", tmp_path, digits_root)
 
     def test_last_without_checkpoint_is_an_error_where_one_is_needed(self, tmp_path: Path) -> None:
         assert newest_checkpoint(tmp_path, required=False) is None

@@ -63,6 +63,23 @@ def test_ablations_run_two_steps(name: str, tmp_path: Path, digits_root: Path) -
     assert cli.model.model.tokenizer.latent_tokens == latent_tokens
 
 
+@pytest.mark.parametrize(
+    "replaced",
+    [
+        ["--model.init_args.discriminator={configs}/discriminator/patchgan.yaml"],
+        ["--model.init_args.tokenizer.init_args.bottleneck={configs}/bottleneck/softvq.yaml"],
+        ["--model.init_args.objective.init_args.adversarial.form=non_saturating",
+         "--model.init_args.objective.init_args.adversarial.consistency_weight=4.0"],
+        ["--trainer.precision=bf16-mixed", "--model.init_args.activation_checkpointing=true"],
+    ],
+    ids=["patchgan", "softvq", "non_saturating", "bf16"],
+)  # fmt: skip
+def test_alternatives_run_two_steps(replaced: list[str], tmp_path: Path, digits_root: Path) -> None:
+    arguments = [argument.format(configs=CONFIGS) for argument in replaced]
+    run("fit", "imagenet256_maetok_b128", tmp_path, digits_root, *arguments)
+    assert_ran(tmp_path)
+
+
 @pytest.mark.parametrize("size", [256, 512])
 def test_imagenet_configs_are_the_papers(size: int, capsys: pytest.CaptureFixture[str]) -> None:
     config = printed_config(capsys, f"--config={EXPERIMENTS}/imagenet{size}_maetok_b128.yaml")
@@ -85,6 +102,12 @@ def test_imagenet_configs_are_the_papers(size: int, capsys: pytest.CaptureFixtur
     assert objective["adversarial"]["init_args"]["form"] == "hinge"
     assert model["target_weights"] == {"hog": 1.0, "dinov2": 1.0, "siglip": 1.0}
     assert "dinov2" in model["targets"]["dinov2"]["init_args"]["model_name"]
+    assert "siglip" in model["targets"]["siglip"]["init_args"]["model_name"]
+    assert model["mask_ratio"]["distribution"] == "uniform"
+    assert model["discriminator"]["init_args"]["model_name"] == "vit_small_patch16_224.dino"
+    assert (data["horizontal_flip"], data["random_crop_scale"]) == (True, None)
+    assert objective["pixel_norm"] == "l2"
+    assert objective["perceptual"]["init_args"] == {"net_type": "vgg"}
     assert (model["mask_ratio"]["low"], model["mask_ratio"]["high"], model["auxiliary_depth"]) == (0.4, 0.6, 3)
 
 

@@ -47,10 +47,10 @@ class DiffAugment(nn.Module):
 def translate(images: Tensor, uniform: Tensor, share: float) -> Tensor:
     """Shift each image by whole pixels, up to ``share`` of its side each way; uniform is (B, 2): y, x."""
     batch, _, height, width = images.shape
-    limits = torch.tensor((round(height * share), round(width * share)), device=images.device)
-    shifts = (uniform * (2 * limits + 1)).long() - limits  # -limit ... limit
-    rows = torch.arange(height, device=images.device)[None, :] - shifts[:, :1]
-    columns = torch.arange(width, device=images.device)[None, :] - shifts[:, 1:]
+    limit_y, limit_x = round(height * share), round(width * share)
+    shift_y, shift_x = (uniform[:, :1] * (2 * limit_y + 1)).long(), (uniform[:, 1:] * (2 * limit_x + 1)).long()
+    rows = torch.arange(height, device=images.device)[None, :] - shift_y + limit_y  # shifted by -limit ... limit
+    columns = torch.arange(width, device=images.device)[None, :] - shift_x + limit_x
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
     rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
     samples = torch.arange(batch, device=images.device)[:, None, None]

@@ -78,6 +78,7 @@ class ReconstructionObjective(nn.Module):
         Returns:
             The total, and every unweighted term by name.
         """
+        reconstructions = reconstructions.float()
         terms = {"reconstruction": pixel_loss(reconstructions, images, self.pixel_norm)}
         total = self.weights.reconstruction * terms["reconstruction"]
         if self.perceptual is not None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maetok.pretrained import Frozen, Normalization, create_timm_model
+from maetok.pretrained import Frozen, Normalization, channels_first, create_size_free_model
 
 
 def pixel_loss(reconstructions: Tensor, images: Tensor, norm: Literal["l1", "l2"] = "l2") -> Tensor:
@@ -72,15 +72,18 @@ class TimmPerceptualLoss(PerceptualLoss):
     ) -> None:
         super().__init__()
         options = {"out_indices": tuple(stages)} if stages is not None else {}
-        model = create_timm_model(model_name, pretrained, checkpoint_path, features_only=True, **options)
+        model = create_size_free_model(model_name, pretrained, checkpoint_path, features_only=True, **options)
+        self.channels = model.feature_info.channels()
         self.network = Frozen(nn.Sequential(Normalization(model), model))
 
     def forward(self, reconstructions: Tensor, images: Tensor) -> Tensor:
         """Mean over depths of the mean squared distance between unit feature vectors."""
         with torch.no_grad():
-            wanted = self.network(images)
-        distances = [
-            (F.normalize(found.float(), dim=1) - F.normalize(target.float(), dim=1)).square().sum(1).mean()
-            for found, target in zip(self.network(reconstructions), wanted, strict=True)
-        ]
-        return torch.stack(distances).mean()
+            wanted = self.unit_features(images)
+        found = self.unit_features(reconstructions)
+        return torch.stack([(a - b).square().sum(1).mean() for a, b in zip(found, wanted, strict=True)]).mean()
+
+    def unit_features(self, images: Tensor) -> list[Tensor]:
+        """One map (B, channels, h, w) per depth, of unit length along the channels."""
+        maps = zip(self.network(images), self.channels, strict=True)
+        return [F.normalize(channels_first(features.float(), channels), dim=1) for features, channels in maps]

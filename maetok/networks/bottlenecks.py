@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maetok.distributed import mean_over_ranks
+
 
 class Bottleneck(nn.Module, ABC):
     """Turns encoder tokens (B, L, width) into latents (B, L, channels).
@@ -99,6 +101,11 @@ class SoftVQBottleneck(Bottleneck):
     def forward(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Soft assignment of every token, and the loss ``entropy``."""
         projected, codebook = self.projection(tokens).float(), self.codebook.float()
+        with torch.autocast(tokens.device.type, enabled=False):  # distances are divided by a small temperature
+            return self.assign(projected, codebook)
+
+    def assign(self, projected: Tensor, codebook: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Average codewords by their closeness to the projected tokens (B, L, C), all in float32."""
         if self.l2_norm:
             projected, codebook = F.normalize(projected, dim=-1), F.normalize(codebook, dim=-1)
         squared_distance = (
@@ -108,5 +115,8 @@ class SoftVQBottleneck(Bottleneck):
         assignment = log_assignment.exp()
         sample_entropy = -(assignment * log_assignment).sum(-1).mean()
         usage = assignment.flatten(0, 1).mean(0)
+        usage = usage + (
+            mean_over_ranks(usage) - usage.detach()
+        )  # value of the whole batch, gradient of the local part
         usage_entropy = -(usage * usage.clamp_min(1e-12).log()).sum()
         return assignment @ codebook, {"entropy": self.entropy_weight * (sample_entropy - usage_entropy)}

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from maetok.pretrained import Frozen, Normalization, create_timm_model
+from maetok.pretrained import Frozen, Normalization, create_size_free_model
 
 
 class DINOHead(nn.Module):
@@ -64,7 +64,7 @@ class DINODiscriminator(nn.Module):
         kernel_size: int = 3,
     ) -> None:
         super().__init__()
-        model = create_timm_model(model_name, pretrained, checkpoint_path, num_classes=0, dynamic_img_size=True)
+        model = create_size_free_model(model_name, pretrained, checkpoint_path, num_classes=0)
         patch = model.patch_embed.patch_size[0]
         if image_size % patch:
             raise ValueError(

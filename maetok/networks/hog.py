@@ -1,6 +1,7 @@
 """HOG targets in the form of MaskFeat: histograms of oriented gradients per colour channel and cell."""
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -9,12 +10,20 @@ from torch import Tensor
 from maetok.networks.targets import FeatureTarget
 
 
-def gaussian_window(size: int) -> Tensor:
+@lru_cache(maxsize=8)
+def gaussian_window(size: int, device: torch.device) -> Tensor:
     """(size, size) Gaussian with standard deviation size / 2, summing to one."""
     offsets = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
     profile = torch.exp(-0.5 * (offsets / (size / 2)) ** 2)
     window = profile[:, None] * profile[None, :]
-    return (window / window.sum()).float()
+    return (window / window.sum()).float().to(device)
+
+
+@lru_cache(maxsize=8)
+def sobel_kernels(device: torch.device) -> Tensor:
+    """(2, 1, 3, 3): left minus right, and above minus below."""
+    kernel = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
+    return torch.stack((kernel, kernel.T))[:, None].to(device)
 
 
 def hog_cells(levels: Tensor, bins: int = 9, cell_size: int = 8, window_size: int = 16) -> Tensor:
@@ -38,14 +47,13 @@ def hog_cells(levels: Tensor, bins: int = 9, cell_size: int = 8, window_size: in
     batch, channels, height, width = levels.shape
     if height % cell_size or width % cell_size:
         raise ValueError(f"image size {height}x{width} is not divisible by the HOG cell size {cell_size}")
-    sobel = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]], device=levels.device)
     padded = F.pad(levels.float(), (1, 1, 1, 1), mode="reflect").flatten(0, 1)[:, None]
     with torch.autocast(levels.device.type, enabled=False):
-        gradient_x, gradient_y = F.conv2d(padded, torch.stack((sobel, sobel.T))[:, None]).unbind(1)
+        gradient_x, gradient_y = F.conv2d(padded, sobel_kernels(levels.device)).unbind(1)
     magnitude = torch.hypot(gradient_x, gradient_y)
     if window_size:
         repeats = (math.ceil(height / window_size), math.ceil(width / window_size))
-        magnitude = magnitude * gaussian_window(window_size).to(levels.device).repeat(repeats)[:height, :width]
+        magnitude = magnitude * gaussian_window(window_size, levels.device).repeat(repeats)[:height, :width]
     bin_index = torch.floor(torch.atan2(gradient_x, gradient_y) / math.pi * bins).long() % bins
     votes = torch.zeros(batch * channels, bins, height, width, device=levels.device)
     votes.scatter_(1, bin_index[:, None], magnitude[:, None])

@@ -18,8 +18,6 @@ class MaskedAutoencoderOutput:
 
     reconstructions: Tensor
     """(B, 3, H, W), about [-1, 1]."""
-    latents: Tensor
-    """(B, L, C)."""
     predictions: dict[str, Tensor]
     """Per target (B, N, dim), dim as the target has."""
     losses: dict[str, Tensor]
@@ -33,10 +31,15 @@ class MaskedAutoencoder(nn.Module):
         tokenizer: the autoencoder.
         target_dims: values per patch of each target, by name.
         depth: layers of an auxiliary decoder (paper: 3), or ``"linear"`` for a linear map.
+
+    Raises:
+        ValueError: if ``depth`` is less than 1: without a layer predictions would not depend on the latents.
     """
 
     def __init__(self, tokenizer: Tokenizer, target_dims: dict[str, int], depth: int | Literal["linear"] = 3) -> None:
         super().__init__()
+        if depth != "linear" and depth < 1:
+            raise ValueError(f"model.init_args.auxiliary_depth={depth} must be at least 1, or linear")
         self.tokenizer = tokenizer
         self.auxiliary_decoders = nn.ModuleDict(
             {name: auxiliary_decoder(tokenizer, dim, depth) for name, dim in target_dims.items()}
@@ -48,7 +51,7 @@ class MaskedAutoencoder(nn.Module):
         grid = grid_of(images, self.tokenizer.patch_size)
         reconstructions = unpatchify(self.tokenizer.decoder(latents, grid), grid)
         predictions = {name: decoder(latents, grid) for name, decoder in self.auxiliary_decoders.items()}
-        return MaskedAutoencoderOutput(reconstructions, latents, predictions, losses)
+        return MaskedAutoencoderOutput(reconstructions, predictions, losses)
 
     def compile_blocks(self) -> None:
         """Compile every transformer block in place; names in the state dict stay as they are."""

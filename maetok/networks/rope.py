@@ -58,7 +58,7 @@ class MixedRotaryEmbedding2d(nn.Module):
     def __init__(self, depth: int, num_heads: int, head_dim: int, theta: float = 10.0) -> None:
         super().__init__()
         if head_dim % 4:
-            raise ValueError(f"a 2D rotary embedding needs channels per head divisible by 4, got {head_dim}")
+            raise ValueError(f"a 2D rotary embedding needs width / num_heads divisible by 4, got {head_dim}")
         magnitudes = theta ** (-torch.arange(0, head_dim, 4).float() / head_dim)
         direction = torch.rand(depth, num_heads, 1) * 2 * math.pi
         both = torch.cat(
@@ -85,7 +85,10 @@ class MixedRotaryEmbedding2d(nn.Module):
         Returns:
             One (cos, sin) pair per layer, each (heads, before + N + after, head_dim / 2) in ``dtype``.
         """
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return self._rotations(grid, before, after, dtype)
+        if torch.is_grad_enabled():
+            self._cache = {}  # a fused optimizer changes the frequencies without raising their version
             return self._rotations(grid, before, after, dtype)
         frequencies = self.frequencies
         key = (grid, before, after, dtype, frequencies.device, frequencies.data_ptr(), frequencies._version)

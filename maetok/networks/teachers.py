@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from maetok.networks.patches import grid_of
 from maetok.networks.targets import FeatureTarget
-from maetok.pretrained import Frozen, Normalization, create_timm_model
+from maetok.pretrained import Frozen, Normalization, channels_first, create_size_free_model
 
 
 class TimmFeatures(nn.Module):
@@ -35,7 +35,7 @@ class TimmFeatures(nn.Module):
                 images = F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False)
             features = self.model.forward_features(self.normalize(images))
             return features[:, self.model.num_prefix_tokens :]
-        features = self.model.forward_features(self.normalize(images))
+        features = channels_first(self.model.forward_features(self.normalize(images)), self.model.num_features)
         if features.shape[-2:] != grid:
             features = F.interpolate(features.float(), size=grid, mode="bilinear", align_corners=False)
         return features.flatten(2).transpose(1, 2)
@@ -61,9 +61,7 @@ class TimmTarget(FeatureTarget):
         loss: Literal["mse", "cosine"] = "cosine",
     ) -> None:
         super().__init__()
-        is_transformer = model_name.startswith(("vit", "deit", "beit", "eva"))
-        options = {"dynamic_img_size": True} if is_transformer else {}
-        model = create_timm_model(model_name, pretrained, checkpoint_path, num_classes=0, **options)
+        model = create_size_free_model(model_name, pretrained, checkpoint_path, num_classes=0)
         self.patch_size, self.loss, self.dim = patch_size, loss, model.num_features
         self.features = Frozen(TimmFeatures(model, patch_size))
 

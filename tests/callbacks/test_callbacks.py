@@ -93,13 +93,14 @@ def test_linear_probe_separates_what_is_separable() -> None:
     ("validate", 0, 0, [1, 1]),
     ("fit", 5, 0, [0, 0]),
     ("fit", 10, 0, [1, 1]),
-    ("fit", 5, 2, [0, 1]),
+    ("fit", 5, 2, [0, 0]),
+    ("fit", 4, 2, [1, 1]),
 ])  # fmt: skip
 def test_linear_probe_runs_when_it_should(function: str, step: int, every: int, expected: list[int]) -> None:
     images = torch.randn(40, 3, 4, 4)
     labels = (images[:, 0, 0, 0] > 0).long()
 
-    def loader(split: str) -> list[dict[str, Tensor]]:
+    def loader(split: str, max_samples: int) -> list[dict[str, Tensor]]:
         valid = torch.ones(40, dtype=torch.bool)
         valid[30:] = False  # padding, with labels that would mislead
         wrong = torch.where(valid, labels, 1 - labels)
@@ -108,15 +109,18 @@ def test_linear_probe_runs_when_it_should(function: str, step: int, every: int, 
     strategy = SimpleNamespace(batch_to_device=lambda batch: batch, broadcast=lambda value: value)
     trainer = SimpleNamespace(
         sanity_checking=False, state=SimpleNamespace(fn=function), global_step=step, max_steps=10, world_size=1,
-        is_global_zero=True, strategy=strategy, datamodule=SimpleNamespace(evaluation_dataloader=loader),
+        is_global_zero=True, strategy=strategy, callback_metrics={"validation/linear_probe": 0.5},
+        datamodule=SimpleNamespace(evaluation_dataloader=loader),
     )  # fmt: skip
-    callback, runs = LinearProbe(every=every), []
+    callback, runs = LinearProbe(every_n_steps=every), []
     for _ in range(2):
         task = Task()
         callback.on_validation_epoch_end(trainer, task)
         runs.append(len(task.logged))
         if task.logged:
-            assert task.logged["validation/linear_probe"] == 1.0
+            assert task.logged["validation/linear_probe"] > 0.9
+        else:
+            assert not trainer.callback_metrics  # the value of an earlier validation does not stay
     assert runs == expected
 
 
@@ -152,6 +156,11 @@ def test_checkpoints_are_saved_at_multiples_and_at_the_end_and_old_ones_go(tmp_p
     assert history[3] == ["000000002"]
     assert history[-1] == ["000000004", "000000006"]
     callback.on_train_end(trainer, None)
+    trainer.global_step = 0
+    with pytest.raises(FileExistsError, match=r"up to step=000000007\.ckpt: continue it with --ckpt_path last"):
+        ResumableCheckpoint(every_n_steps=2).on_train_start(trainer, None)
+    with pytest.raises(ValueError, match="keep_last >= 1"):
+        ResumableCheckpoint(keep_last=0)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
         "step=000000006.ckpt",
         "step=000000007.ckpt",

@@ -14,7 +14,7 @@ from datamodules import Digits, ImageShards
 from datamodules.digits import digit_images
 from datamodules.pack import main as pack
 from datamodules.shards import ShardError, ShardIndex
-from datamodules.transforms import center_crop, random_crop
+from datamodules.transforms import center_crop, decode, random_crop
 
 
 def encoded(size: tuple[int, int] = (8, 8), form: str = "PNG") -> bytes:
@@ -95,6 +95,12 @@ class TestPacking:
         assert stored == {hashlib.sha256(path.read_bytes()).digest() for path in image_folder.rglob("*.*")}
         assert (tmp_path / "out" / "classes.json").read_text().split('"')[1::2] == ["cat", "dog", "eel"]
         assert sum(len(batch["labels"]) for batch in data.val_dataloader()) == 10  # nine and one of padding
+
+    def test_splits_must_have_the_same_classes(self, image_folder: Path, tmp_path: Path) -> None:
+        pack(["--source", str(image_folder), "--output", str(tmp_path / "out")])
+        (image_folder / "cat").rename(tmp_path / "elsewhere")
+        with pytest.raises(ValueError, match="labels would not mean the same"):
+            pack(["--source", str(image_folder), "--output", str(tmp_path / "out"), "--split", "validation"])
 
     def test_nothing_to_pack_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="no images"):
@@ -205,6 +211,23 @@ class TestFaults:
         path.write_bytes(path.read_bytes()[:600])
         with pytest.raises(ShardError, match="was the shard replaced"):
             index.read(0)
+
+
+def test_sixteen_bit_images_keep_their_brightness() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([[0, 32768, 65535]], dtype=np.uint16)).save(buffer, "PNG")
+    assert decode(buffer.getvalue())[0].tolist() == [[0, 128, 255]]
+
+
+def test_crop_scale_must_be_a_range_of_shares() -> None:
+    with pytest.raises(ValueError, match=r"data\.init_args\.random_crop_scale=\(0\.8, 1\.2\)"):
+        ImageShards("a", "b", random_crop_scale=(0.8, 1.2))
+
+
+def test_seed_everything_is_the_default_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    assert ImageShards("a", "b").seed == 7
+    assert ImageShards("a", "b", seed=3).seed == 3
 
 
 def test_center_crop_keeps_the_middle_and_the_aspect() -> None:

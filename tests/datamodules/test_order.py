@@ -71,8 +71,14 @@ def test_evaluation_sees_every_sample_once_with_equal_batches(count: int, world_
     assert all(len(batch) == 6 // world_size for order in orders for batch in order)
 
 
+def test_evaluation_can_take_every_third_sample() -> None:
+    orders = [list(EvaluationOrder(10, 2, rank, 2, stride=3)) for rank in range(2)]
+    assert sorted(reference.index for order in orders for batch in order for reference in batch) == [0, 3, 6, 9]
+    assert len(EvaluationOrder(10, 2, 0, 2, stride=3)) == 2
+
+
 def test_batch_size_must_divide() -> None:
     with pytest.raises(ValueError, match=r"data\.init_args\.batch_size=7 .* positive multiple of their number, 2"):
         TrainingOrder(10, 7, 0, 2, seed=0, start=lambda: 0)
-    with pytest.raises(ValueError, match="no samples"):
+    with pytest.raises(ValueError, match="hold no samples"):
         TrainingOrder(0, 2, 0, 1, seed=0, start=lambda: 0)

@@ -266,12 +266,21 @@ class TestErrors:
 
     def test_sizes_of_data_and_tokenizer_must_agree(self) -> None:
         model = task()
-        strategy = SimpleNamespace(root_device=torch.device("cpu"))
-        model.trainer = SimpleNamespace(
-            datamodule=SimpleNamespace(image_size=(32, 32)), strategy=strategy, precision="32"
-        )
+        strategy, datamodule = SimpleNamespace(root_device=torch.device("cpu")), SimpleNamespace(image_size=(32, 32))
+        model.trainer = SimpleNamespace(datamodule=datamodule, strategy=strategy, precision="32-true")
         with pytest.raises(ValueError, match=r"data\.init_args\.image_size=\(32, 32\) but .*image_size=\(16, 16\)"):
             model.setup("fit")
+
+    @pytest.mark.parametrize("precision", ["16-mixed", "bf16-true"])
+    def test_precisions_that_train_wrongly(self, precision: str) -> None:
+        model = task()
+        model.trainer = SimpleNamespace(precision=precision)
+        with pytest.raises(ValueError, match=rf"trainer\.precision={precision} is not supported in training"):
+            model.setup("fit")
+
+    def test_auxiliary_decoders_need_a_layer(self) -> None:
+        with pytest.raises(ValueError, match=r"auxiliary_depth=0 must be at least 1"):
+            task(auxiliary_depth=0)
 
     def test_cosine_needs_an_end(self) -> None:
         with pytest.raises(ValueError, match=r"set trainer\.max_steps"):

@@ -93,6 +93,11 @@ def test_cache_is_used_and_follows_the_frequencies() -> None:
         rope.frequencies.mul_(2)
         second = rope((4, 4), 0, 0, torch.float32)
     assert not torch.equal(first[0][0], second[0][0])
+    optimizer = torch.optim.AdamW(rope.parameters(), lr=0.1, fused=True)
+    rope((4, 4), 0, 0, torch.float32)[0][1].sum().backward()
+    optimizer.step()  # does not raise the version of the parameter
+    with torch.no_grad():
+        assert not torch.equal(rope((4, 4), 0, 0, torch.float32)[0][0], second[0][0])
     assert rope((4, 4), 0, 0, torch.float32)[0][0].requires_grad  # with gradients nothing is cached
 
 
@@ -109,5 +114,5 @@ def test_angles_stay_float32_under_autocast() -> None:
 
 
 def test_head_dim_must_be_divisible_by_four() -> None:
-    with pytest.raises(ValueError, match="divisible by 4, got 6"):
+    with pytest.raises(ValueError, match="width / num_heads divisible by 4, got 6"):
         MixedRotaryEmbedding2d(1, 1, 6)

@@ -9,7 +9,7 @@ from torch import nn
 
 from maetok.losses import LPIPSLoss, TimmPerceptualLoss
 from maetok.networks import DINODiscriminator, PatchGAN, TimmTarget
-from maetok.pretrained import Frozen, Normalization, create_timm_model
+from maetok.pretrained import Frozen, Normalization, channels_first, create_timm_model
 
 VIT = "test_vit"
 CONVNET = "test_resnet"
@@ -32,6 +32,19 @@ def test_convolutional_teacher_is_resized_to_the_grid() -> None:
     features = target(torch.rand(2, 3, 64, 64) * 2 - 1)
     assert features.shape == (2, 64, target.dim)
     assert target.loss == "mse"
+
+
+def test_channels_last_maps_are_turned() -> None:
+    features = torch.randn(2, 4, 5, 7)
+    assert torch.equal(channels_first(features, 4), features)
+    assert torch.equal(channels_first(features.permute(0, 2, 3, 1), 4), features)
+
+
+def test_perceptual_loss_takes_transformers_at_any_size() -> None:
+    loss = TimmPerceptualLoss(VIT, stages=(1,))
+    images = torch.rand(2, 3, 48, 64) * 2 - 1
+    assert loss(images, images) == 0
+    assert loss(-images, images) > 0
 
 
 def test_teacher_pictures_are_colours_in_range() -> None:
@@ -88,6 +101,15 @@ def test_weights_load_from_a_local_file(tmp_path: Path) -> None:
     torch.save(original.state_dict(), tmp_path / "weights.pth")
     loaded = create_timm_model(VIT, pretrained=False, checkpoint_path=str(tmp_path / "weights.pth"))
     assert all(torch.equal(a, b) for a, b in zip(original.parameters(), loaded.parameters(), strict=True))
+
+
+def test_a_local_file_is_used_without_asking_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(timm.create_model(VIT).state_dict(), tmp_path / "weights.pth")
+    asked = []
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *a, **k: asked.append(k["pretrained"]) or create(*a, **k))
+    create_timm_model(VIT, pretrained=True, checkpoint_path=str(tmp_path / "weights.pth"))
+    assert asked == [False]
 
 
 def test_missing_weights_name_model_and_remedy(tmp_path: Path) -> None:

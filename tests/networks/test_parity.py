@@ -115,6 +115,8 @@ def test_round_trip_is_bit_exact(name: str, tmp_path: Path) -> None:
     before, after = load_file(DATA / name / "model.safetensors"), load_file(tmp_path / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
+    config, written = (json.loads((folder / "config.json").read_text()) for folder in (DATA / name, tmp_path))
+    assert all(written[key] == value for key, value in config.items())
     again = Tokenizer.from_pretrained(tmp_path)  # the written config knows the true sizes
     assert torch.equal(again.encode(golden["x"]), tokenizer.encode(golden["x"]))
 

@@ -106,9 +106,9 @@ def test_rectangular_table_resize_keeps_prefix_and_constant_tables() -> None:
     assert resize_position_table(table, (4, 4), (4, 4)) is table
 
 
-@pytest.mark.parametrize("positions", ["rotary", "both"])
-def test_encoder_and_decoder_compile_without_graph_breaks(positions: str) -> None:
-    tokenizer = small(encoder_positions=positions, decoder_positions=positions)
+@pytest.mark.parametrize(("positions", "modulation"), [("rotary", False), ("both", True)])
+def test_encoder_and_decoder_compile_without_graph_breaks(positions: str, modulation: bool) -> None:
+    tokenizer = small(encoder_positions=positions, decoder_positions=positions, latent_modulation=modulation)
     images, mask = torch.randn(2, 3, 32, 32), torch.rand(2, 16) < 0.5
     encoder = torch.compile(tokenizer.encoder, backend="aot_eager", fullgraph=True)
     decoder = torch.compile(tokenizer.decoder, backend="aot_eager", fullgraph=True)
@@ -135,6 +135,23 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
     recomputed = gradients()
     assert plain.keys() == recomputed.keys()
     assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_compute_the_same() -> None:
+    """Through the real compiler, forward and backward, with activation checkpointing."""
+    images = torch.randn(2, 3, 32, 32)
+    gradients = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = MaskedAutoencoder(small(latent_modulation=True), {"hog": 27}, depth=1)
+        if compiled:
+            model.set_activation_checkpointing(True)
+            model.compile_blocks()
+        model(images).reconstructions.square().mean().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4)
 
 
 def test_compiled_blocks_keep_state_dict_names() -> None:
