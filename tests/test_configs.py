@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from main import main
 from tests.helpers import EXPERIMENTS, ROOT, run
@@ -27,7 +28,10 @@ def assert_ran(folder: Path) -> None:
     assert checkpoint["global_step"] == 2
     assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
     assert list((folder / "pictures").glob("*.png"))
-    assert list(folder.glob("events.out.tfevents.*"))
+    events = EventAccumulator(str(folder)).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2]
+    assert [event.step for event in events.Scalars("validation/psnr")] == [2]
+    assert any(tag.startswith("input | reconstruction") for tag in events.Tags()["images"])
 
 
 def test_all_configs_are_yaml() -> None:

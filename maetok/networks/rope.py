@@ -91,7 +91,8 @@ class MixedRotaryEmbedding2d(nn.Module):
             self._cache = {}  # a fused optimizer changes the frequencies without raising their version
             return self._rotations(grid, before, after, dtype)
         frequencies = self.frequencies
-        key = (grid, before, after, dtype, frequencies.device, frequencies.data_ptr(), frequencies._version)
+        version = 0 if frequencies.is_inference() else frequencies._version
+        key = (grid, before, after, dtype, frequencies.device, frequencies.data_ptr(), version)
         if key not in self._cache:
             self._cache = {key: self._rotations(grid, before, after, dtype)}
         return self._cache[key]

@@ -101,6 +101,12 @@ def test_cache_is_used_and_follows_the_frequencies() -> None:
     assert rope((4, 4), 0, 0, torch.float32)[0][0].requires_grad  # with gradients nothing is cached
 
 
+def test_weights_made_in_inference_mode_work() -> None:
+    with torch.inference_mode():
+        rope = MixedRotaryEmbedding2d(1, 2, 8)
+        assert rope((4, 4), 0, 0, torch.float32)[0][0].shape == (2, 16, 4)
+
+
 def test_angles_stay_float32_under_autocast() -> None:
     rope = MixedRotaryEmbedding2d(2, 2, 8)
     expected = rope((16, 16), 0, 0, torch.float32)
