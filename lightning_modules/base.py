@@ -155,4 +155,4 @@ class Task(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Put validation scalars on the same axis as training scalars."""
         if not self.trainer.sanity_checking:
-            self.log("step", float(self.global_step))
+            self.log("step", float(self.global_step or self.checkpoint_step))

@@ -74,14 +74,16 @@ def test_intermediates(name: str) -> None:
     for part in ("encoder", "decoder"):
         for number, block in enumerate(getattr(tokenizer, part).blocks):
             block.register_forward_hook(lambda _m, _i, out, key=f"mid.{part}.block{number}": seen.update({key: out}))
+    tokenizer.decoder.norm.register_forward_hook(lambda _m, _i, out: seen.update({"mid.decoder.norm": out}))
     tokenizer(golden["x"])
     seen["mid.encoder.tokens_in"] = tokenizer.encoder.embed(golden["x"], None)
     seen["mid.decoder.tokens_in"] = tokenizer.decoder.embed(golden["z"], tokenizer.grid)
     seen["mid.encoder.patch_embed"] = tokenizer.encoder.patch_embedding(golden["x"]).flatten(2).transpose(1, 2)
     latents = golden["z"].shape[1]
     seen["mid.encoder.norm"] = tokenizer.encoder(golden["x"])
-    golden["mid.encoder.norm"] = golden["mid.encoder.norm"][:, -latents:]  # the only tokens we normalise
-    expected = {key for key in golden if key.startswith("mid.") and key != "mid.decoder.norm"}
+    golden["mid.encoder.norm"] = golden["mid.encoder.norm"][:, -latents:]  # we normalise only the tokens that are used
+    golden["mid.decoder.norm"] = golden["mid.decoder.norm"][:, :-latents]
+    expected = {key for key in golden if key.startswith("mid.")}
     assert set(seen) == expected
     for key in expected:
         assert_close(seen[key], golden[key])
