@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from callbacks.checkpointing import newest_checkpoint
+from callbacks.checkpointing import resolve_checkpoint
 
 gc.freeze()
 gc.enable()
@@ -38,10 +38,10 @@ class MAETokCLI(LightningCLI):
         """Do not let hyper-parameters stored in a checkpoint win over the config (LightningCLI would)."""
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Resolve ``--ckpt_path last`` to the newest complete checkpoint of the run; a new run starts at step 0."""
+        """Resolve ``--ckpt_path last``, and refuse to begin a run where another one lies."""
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        if kwargs.get("ckpt_path") == "last":
-            kwargs["ckpt_path"] = newest_checkpoint(self.trainer.default_root_dir, required=subcommand != "fit")
+        run = self.trainer.default_root_dir
+        kwargs["ckpt_path"] = resolve_checkpoint(kwargs.get("ckpt_path"), run, subcommand)
         return kwargs
 
 

@@ -19,18 +19,27 @@ def complete_checkpoints(run_directory: str | Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def newest_checkpoint(run_directory: str | Path, required: bool) -> str | None:
-    """The checkpoint of the latest step of a run, which is what ``--ckpt_path last`` means.
+def resolve_checkpoint(ckpt_path: str | None, run_directory: str | Path, subcommand: str) -> str | None:
+    """The checkpoint that a subcommand loads; ``last`` is that of the latest step of the run.
 
     Args:
+        ckpt_path: value of ``--ckpt_path``.
         run_directory: ``runs/<experiment>``.
-        required: whether having none is an error, or the beginning of a new run.
+        subcommand: ``fit`` begins at step 0 where there is no checkpoint yet; the others need one.
 
     Raises:
-        FileNotFoundError: if one is required and there is none.
+        FileNotFoundError: if one is needed and there is none.
+        FileExistsError: if a new run would mix its checkpoints with those of an older one.
     """
     found = complete_checkpoints(run_directory)
-    if not found and required:
+    if ckpt_path is None and subcommand == "fit" and found:
+        raise FileExistsError(
+            f"{run_directory} holds checkpoints of an earlier run, up to {found[-1].name}: continue it with "
+            "--ckpt_path last, choose another --experiment, or remove the directory"
+        )
+    if ckpt_path != "last":
+        return ckpt_path
+    if not found and subcommand != "fit":
         raise FileNotFoundError(f"--ckpt_path last: there is no checkpoint in {run_directory}/checkpoints")
     rank_zero_info(f"continuing from {found[-1]}" if found else f"no checkpoint in {run_directory}: starting at step 0")
     return str(found[-1]) if found else None
@@ -39,7 +48,8 @@ def newest_checkpoint(run_directory: str | Path, required: bool) -> str | None:
 class ResumableCheckpoint(Checkpoint):
     """Saves ``checkpoints/step=000001000.ckpt`` every so many generator steps and when training ends.
 
-    A checkpoint gets its name when it is complete on disk, so a killed job leaves no torn file under a valid name.
+    A checkpoint gets its name when it is complete on disk, so a killed job leaves no torn file under a valid name. It
+    is written before the validation of its step: a run killed in its last validation is measured by ``validate``.
 
     Args:
         every_n_steps: generator steps between checkpoints.
@@ -55,17 +65,7 @@ class ResumableCheckpoint(Checkpoint):
         self.every_n_steps, self.keep_last, self.saved_step = every_n_steps, keep_last, -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The step a run continues from is saved already.
-
-        Raises:
-            FileExistsError: if a new run would mix its checkpoints with those of an older one.
-        """
-        existing = complete_checkpoints(trainer.default_root_dir)
-        if trainer.global_step == 0 and existing:
-            raise FileExistsError(
-                f"{trainer.default_root_dir} holds checkpoints of an earlier run, up to {existing[-1].name}: continue "
-                "it with --ckpt_path last, choose another --experiment, or remove the directory"
-            )
+        """The step a run continues from is saved already."""
         self.saved_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:

@@ -12,9 +12,9 @@ from maetok.analysis import linear_probe_accuracy
 class LinearProbe(Callback):
     """Fits a linear classifier on training latents and logs its accuracy on validation latents.
 
-    Logged as ``validation/linear_probe`` in [0, 1] at the end of training and in ``validate``. The datamodule must
-    offer ``evaluation_dataloader(split, max_samples)``. The first process fits while the others wait: keep
-    ``max_samples`` and ``iterations`` small enough for the collective time limit.
+    Logged as ``validation/linear_probe`` in [0, 1] in the validation of the last step and in ``validate``. The
+    datamodule must offer ``evaluation_dataloader(split, max_samples)``. The first process fits while the others wait:
+    keep ``max_samples`` and ``iterations`` small enough for the collective time limit.
 
     Args:
         every_n_steps: probe as well in validations at multiples of this step; 0 for the last step only.

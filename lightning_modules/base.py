@@ -38,7 +38,7 @@ class Optimization:
 class Task(LightningModule):
     """Base of all tasks; callbacks talk to a task through ``encode``, ``reconstruct`` and ``views`` only.
 
-    Those run outside autocast, so whatever the training precision, evaluation is in float32.
+    Callbacks call them outside autocast, so whatever the training precision, what they measure is float32.
 
     One step is one step of the generator's optimizer: ``trainer.max_steps``, schedules, checkpoints and the axis of all
     logs count these, whatever other optimizers and micro-batches there are.
@@ -81,8 +81,8 @@ class Task(LightningModule):
                 moving average would not move.
         """
         precision = str(self.trainer.precision)
-        if stage == "fit" and precision not in ("32-true", "64-true", "bf16-mixed"):
-            raise ValueError(f"trainer.precision={precision} is not supported in training: use bf16-mixed or 32-true")
+        if precision not in ("32-true", "bf16-mixed"):
+            raise ValueError(f"trainer.precision={precision} is not supported: use bf16-mixed or 32-true")
         # The moving average is in evaluation mode on purpose.
         warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
         device = self.trainer.strategy.root_device.type
@@ -156,3 +156,5 @@ class Task(LightningModule):
         """Put validation scalars on the same axis as training scalars."""
         if not self.trainer.sanity_checking:
             self.log("step", float(self.global_step or self.checkpoint_step))
+
+    on_test_epoch_end = on_validation_epoch_end

@@ -186,9 +186,11 @@ class TokenizerTraining(Task):
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """As in validation, callbacks do the measuring."""
 
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Latents (B, L, C) of a batch."""
-        return self.encode(batch["images"])
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """``latents`` (n, L, C), ``labels`` (n,) and ``indices`` (n,) of the n valid samples of a batch."""
+        valid = batch["valid"]
+        latents = self.encode(batch["images"][valid])
+        return {"latents": latents, "labels": batch["labels"][valid], "indices": batch["indices"][valid]}
 
     @property
     def averaged_model(self) -> MaskedAutoencoder:

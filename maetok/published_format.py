@@ -188,6 +188,14 @@ def unused_tensors(tokenizer: Tokenizer) -> dict[str, Tensor]:
         "decoder.model.patch_embed.proj.weight": torch.zeros(width, 3, patch_size, patch_size),
         "decoder.model.patch_embed.proj.bias": torch.zeros(width),
     }
+    if not tokenizer.decoder.norm.elementwise_affine:
+        tensors["decoder.model.norm.adaLN_modulation.1.weight"] = torch.zeros(2 * width, tokenizer.latent_channels)
+        tensors["decoder.model.norm.adaLN_modulation.1.bias"] = torch.zeros(2 * width)
+    rows, columns = tokenizer.grid
+    if tokenizer.decoder.rope is not None:
+        x, y = torch.arange(columns).float().repeat(rows), torch.arange(rows).float().repeat_interleave(columns)
+        for part in ("encoder", "decoder"):
+            tensors |= {f"{part}.freqs_t_x": x.clone(), f"{part}.freqs_t_y": y.clone()}
     if tokenizer.decoder.position_table is None:
         slots = int(tokenizer.decoder.class_token is not None)
         tensors["decoder.model.pos_embed"] = torch.zeros(1, slots + patches, width)

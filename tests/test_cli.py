@@ -10,7 +10,7 @@ import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
-from callbacks.checkpointing import complete_checkpoints, newest_checkpoint
+from callbacks.checkpointing import complete_checkpoints, resolve_checkpoint
 from main import MAETokCLI, main
 from tests.helpers import EXPERIMENTS, ROOT, TINY, run
 
@@ -38,7 +38,7 @@ class TestRun:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         main(["fit", DIGITS, f"--config={TINY}", f"--data.init_args.root={digits_root}"])
-        folder = tmp_path / "runs" / "digits_tokenizer"
+        folder = tmp_path / "runs" / "tiny"
         assert {path.name for path in folder.iterdir()} >= {"config.yaml", "checkpoints", "pictures", "metrics.jsonl"}
         first = torch.load(folder / "checkpoints" / "step=000000002.ckpt", weights_only=True)["state_dict"]
         saved = folder / "config.yaml"
@@ -64,7 +64,7 @@ class TestRun:
             assert ("validation/linear_probe" in record) == (subcommand == "validate")
         limit = "--trainer.limit_predict_batches=1"
         cli = run("predict", "digits_tokenizer", tmp_path, digits_root, "--ckpt_path=last", limit)
-        assert cli.trainer.predict_loop.predictions[0].shape == (16, 16, 8)
+        assert cli.trainer.predict_loop.predictions[0]["latents"].shape == (16, 16, 8)
         written = yaml.safe_load((tmp_path / "config.yaml").read_text())
         assert written["trainer"]["max_steps"] == 4  # the last fit's config; validate has not replaced it
         assert written["model"] == yaml.safe_load(config)["model"]
@@ -74,20 +74,24 @@ class TestRun:
 
     def test_a_new_run_does_not_mix_with_an_old_one(self, tmp_path: Path, digits_root: Path) -> None:
         run("fit", "digits_tokenizer", tmp_path, digits_root)
+        config = (tmp_path / "config.yaml").read_text()
         with pytest.raises(FileExistsError, match=r"up to step=000000002\.ckpt.*--ckpt_path last"):
-            run("fit", "digits_tokenizer", tmp_path, digits_root)
+            run("fit", "digits_tokenizer", tmp_path, digits_root, "--trainer.max_steps=3")
+        assert (tmp_path / "config.yaml").read_text() == config
 
     def test_last_without_checkpoint_is_an_error_where_one_is_needed(self, tmp_path: Path) -> None:
-        assert newest_checkpoint(tmp_path, required=False) is None
+        assert resolve_checkpoint("last", tmp_path, "fit") is None
+        assert resolve_checkpoint(None, tmp_path, "validate") is None
+        assert resolve_checkpoint("other.ckpt", tmp_path, "fit") == "other.ckpt"
         with pytest.raises(FileNotFoundError, match=r"--ckpt_path last: there is no checkpoint"):
-            newest_checkpoint(tmp_path, required=True)
+            resolve_checkpoint("last", tmp_path, "validate")
 
     def test_unfinished_and_foreign_files_are_no_checkpoints(self, tmp_path: Path) -> None:
         folder = tmp_path / "checkpoints"
         folder.mkdir()
         for name in ("step=000000009.ckpt", "step=000000010.ckpt", ".step=000000011.ckpt.partial", "best.ckpt"):
             (folder / name).touch()
-        assert newest_checkpoint(tmp_path, required=True) == str(folder / "step=000000010.ckpt")
+        assert resolve_checkpoint("last", tmp_path, "test") == str(folder / "step=000000010.ckpt")
 
     def test_checkpoint_of_another_model_is_refused(self, tmp_path: Path, digits_root: Path) -> None:
         run("fit", "digits_tokenizer", tmp_path, digits_root)

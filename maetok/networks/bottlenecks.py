@@ -115,8 +115,7 @@ class SoftVQBottleneck(Bottleneck):
         assignment = log_assignment.exp()
         sample_entropy = -(assignment * log_assignment).sum(-1).mean()
         usage = assignment.flatten(0, 1).mean(0)
-        usage = usage + (
-            mean_over_ranks(usage) - usage.detach()
-        )  # value of the whole batch, gradient of the local part
+        if self.training:  # value of the whole batch, gradient of this process's part of it
+            usage = usage + (mean_over_ranks(usage) - usage.detach())
         usage_entropy = -(usage * usage.clamp_min(1e-12).log()).sum()
         return assignment @ codebook, {"entropy": self.entropy_weight * (sample_entropy - usage_entropy)}

@@ -137,6 +137,9 @@ def test_tokenizer_of_our_own_survives_the_published_format(tmp_path: Path) -> N
         (32, 32), 8, 4, lambda width: PlainBottleneck(width, 6), TransformerSize(32, 2, 2), TransformerSize(48, 1, 3)
     ).eval()
     tokenizer.save_pretrained(tmp_path)
+    published = load_file(DATA / "ae_plain_rope" / "model.safetensors")
+    depth_one = {name for name in published if "decoder.model.blocks.1." not in name}
+    assert load_file(tmp_path / "model.safetensors").keys() == depth_one | {"encoder.mask_token"}
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     torch.testing.assert_close(Tokenizer.from_pretrained(tmp_path)(images), tokenizer(images), atol=1e-6, rtol=0)
 
