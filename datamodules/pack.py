@@ -1,115 +1,240 @@
-"""Write WebDataset shards: ``python -m datamodules.pack --source IMAGE_FOLDER|digits --output FOLDER``."""
+"""Write WebDataset shards and their index: ``python -m datamodules.pack --source FOLDER|digits|TARS --output FOLDER``.
+
+Shards are written in parallel into a hidden folder beside their final place, each under a temporary name until it is
+complete. A killed packing goes on when the command is given again. Equal input gives equal bytes.
+"""
 
 import argparse
+import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
-from datamodules.digits import TRAIN_SAMPLES, VALIDATION_SAMPLES, digit_splits
-from datamodules.shards import IMAGE_EXTENSIONS
+from datamodules.faults import check_fault_rate, describe_counts
+from datamodules.index_file import NAME, IndexFile, locked, replace_file
+from datamodules.pack_shard import ShardJobs, finished_shards
+from datamodules.pack_sources import Source, digit_sources, folder_source, shuffled, tar_source
+from datamodules.shards import Fault, ShardError, ShardRecord
 
-Sample = dict[str, Any]
 
-
-def write_shards(samples: Iterable[Sample], folder: Path, split: str, samples_per_shard: int, total: int) -> list[Path]:
-    """Write samples as ``<split>-000000.tar`` and so on; the files get their names when all are complete.
+@dataclass(frozen=True)
+class PackOptions:
+    """What decides the bytes of the shards.
 
     Args:
-        samples: WebDataset samples: ``__key__``, an image by extension, ``cls``.
+        samples_per_shard: the last shard may hold fewer.
+        resize: re-encode images whose short side is longer than this to it (JPEG quality 95, others as PNG); all other
+            images are copied byte for byte. None copies all.
+        verify: decode every image once, so that damaged ones are found now.
+        max_fault_rate: share of broken samples above which packing fails; fewer are left out and listed.
+        seed: seed of the order in which the samples are stored.
+        shuffle: store them in a random order.
+    """
+
+    samples_per_shard: int = 1000
+    resize: int | None = None
+    verify: bool = True
+    max_fault_rate: float = 0.001
+    seed: int = 0
+    shuffle: bool = True
+
+
+def pack_split(source: Source, folder: Path, split: str, options: PackOptions, jobs: int, overwrite: bool) -> None:
+    """Write ``<split>-000000.tar`` and so on, and list them in ``index.json``.
+
+    Args:
+        source: samples to pack.
         folder: where to write; created if missing.
         split: first part of the file names.
-        samples_per_shard: the last shard may hold fewer.
-        total: number of samples, for the progress bar.
+        options: what decides the bytes.
+        jobs: worker processes; 0 packs in this process.
+        overwrite: replace shards of this split that were packed from something else.
 
-    Returns:
-        The paths of the shards.
+    Raises:
+        ShardError: if the folder holds other shards of this split, other classes, or too many samples are broken.
     """
-    import webdataset
-
+    folder.mkdir(parents=True, exist_ok=True)
+    samples = shuffled(source.samples, options.seed) if options.shuffle else source.samples
+    groups = [samples[i : i + options.samples_per_shard] for i in range(0, len(samples), options.samples_per_shard)]
+    files = [f"{split}-{number:06d}.tar" for number in range(len(groups))]
+    fingerprint = source_fingerprint(samples, options)
     partial = folder / f".{split}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    pattern = str(partial / f"{split}-%06d.tar")
-    with webdataset.ShardWriter(pattern, maxcount=samples_per_shard, maxsize=1e12, verbose=0, mtime=0) as writer:
-        for sample in tqdm(samples, total=total, desc=f"pack {split}", unit="image"):
-            writer.write(sample)
-    for stale in folder.glob(f"{split}-*.tar"):
-        stale.unlink()
-    paths = [folder / path.name for path in sorted(partial.iterdir())]
-    for path in paths:
-        os.replace(partial / path.name, path)
-    partial.rmdir()
-    return paths
+    partial.mkdir(exist_ok=True)
+    with locked(partial):  # worker processes that outlive a killed parent for a moment hold it as well
+        if already_packed(folder, split, fingerprint, partial, overwrite):
+            return
+        check_class_names(folder, split, source.class_names)
+        prepare(partial, fingerprint)
+        todo = ShardJobs(groups, files, str(partial), options.resize, options.verify)
+        faults = source.faults + write_shards(todo, partial, split, jobs)
+        total = len(samples) + len(source.faults)
+        report_faults(folder, split, faults)
+        check_fault_rate(faults, total, options.max_fault_rate, f"packing {split} into {folder}")
+        publish(folder, split, partial, files, source.class_names, fingerprint, faults)
 
 
-def pack_digits(folder: Path, samples_per_shard: int = 1000) -> None:
-    """Write the embedded digits as ``train-*.tar`` and ``validation-*.tar`` of PNG images."""
-    totals = {"train": TRAIN_SAMPLES, "validation": VALIDATION_SAMPLES}
-    for split, samples in digit_splits().items():
-        encoded = ({"__key__": key, "png": image, "cls": label} for key, image, label in samples)
-        write_shards(encoded, folder, split, samples_per_shard, totals[split])
+def source_fingerprint(samples: list, options: PackOptions) -> str:
+    """Hash of all that decides the bytes of the shards: names, labels and sizes in order, and the options."""
+    digest = hashlib.sha256(json.dumps(asdict(replace(options, max_fault_rate=0))).encode())
+    for sample in samples:
+        size = sample.size if sample.data is None else hashlib.sha256(sample.data).hexdigest()
+        digest.update(f"{sample.name}\0{sample.extension}\0{sample.label}\0{size}\n".encode())
+    return digest.hexdigest()[:16]
 
 
-def folder_samples(source: Path, seed: int) -> tuple[list[str], list[tuple[Path, int]]]:
-    """Class names and (file, label) of an image folder with one sub-folder per class, in a random order.
-
-    Raises:
-        FileNotFoundError: if there are no class sub-folders or no images in them.
-    """
-    classes = sorted(path.name for path in source.iterdir() if path.is_dir()) if source.is_dir() else []
-    files = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted((source / name).iterdir())
-        if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS
-    ]
-    if not files:
-        raise FileNotFoundError(f"--source {source}: no images ({', '.join(IMAGE_EXTENSIONS)}) in class sub-folders")
-    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(files))
-    return classes, [files[place] for place in order]
-
-
-def pack_folder(source: Path, folder: Path, split: str, samples_per_shard: int = 1000, seed: int = 0) -> None:
-    """Copy an image folder into shards, image bytes unchanged, shuffled; ``classes.json`` names the labels.
+def already_packed(folder: Path, split: str, fingerprint: str, partial: Path, overwrite: bool) -> bool:
+    """Whether the folder holds exactly these shards; finishes a packing that was killed while it was published.
 
     Raises:
-        ValueError: if another split in the same folder was packed with other classes.
+        ShardError: if it holds other shards of this split and ``overwrite`` is False.
     """
-    classes, files = folder_samples(source, seed)
-    names = folder / "classes.json"
-    if names.is_file() and json.loads(names.read_text()) != classes:
-        raise ValueError(
-            f"the class folders of {source} are not those of {names}, so labels would not mean the same: complete the "
-            "folders, or write to another --output"
+    index = IndexFile.read(folder) or IndexFile()
+    present = of_split(split, (path.name for path in folder.glob("*.tar")))
+    packed = index.packings.get(split)
+    if packed and packed["fingerprint"] == fingerprint:
+        expected = of_split(split, index.records)
+        for name in expected:
+            if (partial / name).is_file():
+                os.replace(partial / name, folder / name)
+        if all((folder / name).is_file() for name in expected):
+            shutil.rmtree(partial, ignore_errors=True)
+            print(f"{folder} holds {split} already: {len(expected)} shards; nothing to do")
+            return True
+    elif (packed or present) and not overwrite:
+        with suppress(OSError):  # not empty: a killed packing may still go on from there
+            partial.rmdir()
+        raise ShardError(
+            f"--output {folder} holds shards {split}-*.tar of other input or options: give another --output "
+            "or --split, or --overwrite to replace them"
+        )
+    return False
+
+
+def of_split(split: str, names: Iterable[str]) -> set[str]:
+    """Those of the file names that are shards of a split."""
+    return {name for name in names if re.fullmatch(rf"{re.escape(split)}-\d{{6,}}\.tar", name)}
+
+
+def check_class_names(folder: Path, split: str, class_names: list[str] | None) -> None:
+    """Raise ShardError if another split in the same folder was packed with other classes."""
+    index = IndexFile.read(folder)
+    if index and set(index.packings) - {split} and index.class_names != class_names:
+        raise ShardError(
+            f"{folder / NAME} lists other classes ({len(index.class_names or [])}) than this source "
+            f"({len(class_names or [])}), so labels would not mean the same: complete the class folders, or write to "
+            "another --output"
         )
 
-    def samples() -> Iterator[Sample]:
-        for number, (path, label) in enumerate(files):
-            yield {"__key__": f"{number:08d}", path.suffix.lower().lstrip("."): path.read_bytes(), "cls": label}
 
-    write_shards(samples(), folder, split, samples_per_shard, len(files))
-    names.write_text(json.dumps(classes, indent=0))
+def prepare(partial: Path, fingerprint: str) -> None:
+    """Empty the hidden folder of what a packing of something else left in it."""
+    note = partial / "fingerprint"
+    if not (note.is_file() and note.read_text() == fingerprint):
+        for path in partial.iterdir():
+            path.unlink()
+        replace_file(note, fingerprint)
+
+
+def write_shards(todo: ShardJobs, partial: Path, split: str, jobs: int) -> list[Fault]:
+    """Write all shards that are not finished yet; returns the broken samples of all."""
+    from torch.utils.data import DataLoader
+
+    done = finished_shards(partial, todo.files)
+    rest = [number for number, name in enumerate(todo.files) if name not in done]
+    loader = DataLoader(todo, batch_size=None, sampler=rest, num_workers=min(jobs, len(rest)), collate_fn=as_it_is)  # type: ignore[arg-type]
+    faults = {name: found for name, (_, found) in done.items()}
+    with tqdm(total=sum(map(len, todo.groups)), desc=f"pack {split}", unit="image") as bar:
+        bar.update(sum(len(todo.groups[todo.files.index(name)]) for name in done))
+        for number, found in loader:
+            faults[todo.files[number]] = found
+            bar.update(len(todo.groups[number]))
+    return [fault for name in todo.files for fault in faults[name]]
+
+
+def as_it_is(result: object) -> object:
+    """Results of workers need no conversion."""
+    return result
+
+
+def report_faults(folder: Path, split: str, faults: list[Fault]) -> None:
+    """Write the broken samples of a split to ``<split>_faults.jsonl``, and say so."""
+    path = folder / f"{split}_faults.jsonl"
+    if faults:
+        replace_file(path, "".join(json.dumps(fault._asdict()) + "\n" for fault in faults))
+        counts = Counter(fault.reason for fault in faults)
+        print(f"{len(faults)} broken samples, listed in {path}: {describe_counts(counts)}")
+    else:
+        path.unlink(missing_ok=True)
+
+
+def publish(
+    folder: Path,
+    split: str,
+    partial: Path,
+    files: list[str],
+    class_names: list[str] | None,
+    fingerprint: str,
+    faults: list[Fault],
+) -> None:
+    """List the finished shards in ``index.json``, then give them their names: nobody can take a part for the whole."""
+    done = finished_shards(partial, files)
+    with locked(folder):  # another split may be packed at the same time
+        index = IndexFile.read(folder) or IndexFile()
+        stale = of_split(split, (path.name for path in folder.glob("*.tar"))) - set(files)
+        kept = {name: index.records[name] for name in index.records.keys() - of_split(split, index.records)}
+        written: dict[str, ShardRecord] = {name: record for name, (record, _) in done.items()}
+        counts = dict(sorted(Counter(fault.reason for fault in faults).items()))
+        packings = index.packings | {split: {"fingerprint": fingerprint, "faults": counts}}
+        IndexFile(class_names, packings, kept | written).write(folder)
+    for name in stale:
+        (folder / name).unlink()
+    for name in files:
+        os.replace(partial / name, folder / name)
+    shutil.rmtree(partial)
+
+
+def pack_digits(folder: Path, samples_per_shard: int = 1000, overwrite: bool = False) -> None:
+    """Write the embedded digits as ``train-*.tar`` and ``validation-*.tar`` of PNG images."""
+    options = PackOptions(samples_per_shard, verify=False, shuffle=False)
+    for split, source in digit_sources().items():
+        pack_split(source, folder, split, options, jobs=0, overwrite=overwrite)
 
 
 def main(args: list[str] | None = None) -> None:
     """Command line entry."""
     parser = argparse.ArgumentParser(prog="python -m datamodules.pack", description=__doc__)
-    parser.add_argument("--source", required=True, help="an image folder with one sub-folder per class, or: digits")
+    parser.add_argument(
+        "--source",
+        required=True,
+        help="image folder with one sub-folder per class, tar files ('tars/*.tar'), or: digits",
+    )
     parser.add_argument("--output", required=True, type=Path, help="folder for the shards")
-    parser.add_argument("--split", default="train", help="first part of the file names (not for digits)")
+    parser.add_argument("--split", default="train", help="first part of the file names (digits: both splits)")
     parser.add_argument("--samples-per-shard", default=1000, type=int)
-    options = parser.parse_args(args)
-    if options.source == "digits":
-        pack_digits(options.output, options.samples_per_shard)
+    parser.add_argument("--resize", type=int, help="shrink the short side to this many pixels where it is longer")
+    parser.add_argument("--verify", default=True, action=argparse.BooleanOptionalAction, help="decode every image once")
+    parser.add_argument(
+        "--max-fault-rate", default=0.001, type=float, help="share of broken samples that may be left out"
+    )
+    parser.add_argument("--seed", default=0, type=int, help="seed of the order in which samples are stored")
+    parser.add_argument("--jobs", default=len(os.sched_getaffinity(0)), type=int, help="processes")
+    parser.add_argument("--overwrite", action="store_true", help="replace other shards of this split")
+    given = parser.parse_args(args)
+    options = PackOptions(given.samples_per_shard, given.resize, given.verify, given.max_fault_rate, given.seed)
+    if given.source == "digits":
+        pack_digits(given.output, given.samples_per_shard, given.overwrite)
     else:
-        pack_folder(Path(options.source), options.output, options.split, options.samples_per_shard)
-    print(f"shards in {options.output}:", *sorted(path.name for path in options.output.glob("*.tar")))
+        source = tar_source(given.source) if given.source.endswith(".tar") else folder_source(Path(given.source))
+        pack_split(source, given.output, given.split, options, given.jobs, given.overwrite)
+    print(f"shards in {given.output}:", *sorted(path.name for path in given.output.glob("*.tar")))
 
 
 if __name__ == "__main__":

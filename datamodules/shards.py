@@ -1,145 +1,222 @@
-"""WebDataset shards as a random-access list of samples: an index of byte offsets over ordinary tar files."""
+"""One WebDataset shard: an ordinary tar file, walked once for the byte offsets of its samples."""
 
-import glob
 import hashlib
 import os
+import re
+import resource
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 BLOCK = 512
+HEADERS_CHECKED = 5  # per shard, when its index is read
 
 
 class ShardError(RuntimeError):
     """A shard is missing, damaged, or does not hold what it should."""
 
 
-def find_shards(pattern: str, config_key: str) -> list[str]:
-    """Sorted paths that match a glob pattern.
+class Fault(NamedTuple):
+    """One broken sample that is left out."""
+
+    shard: str
+    """File name of the shard, or of the source file when packing."""
+    key: str
+    reason: str
+    """One of :data:`REASONS`."""
+    detail: str
+
+
+REASONS = (
+    "corrupt_image",
+    "empty_image",
+    "missing_image",
+    "missing_label",
+    "label_not_integer",
+    "label_out_of_range",
+    "duplicate_key",
+    "unreadable",
+)
+
+
+class TarSample(NamedTuple):
+    """The members of a tar file that share a key."""
+
+    key: str
+    members: dict[str, tarfile.TarInfo]
+    """By extension in lower case."""
+    is_duplicate: bool
+    """Whether two members have the same name, so that nobody knows which is meant."""
+
+
+def samples_of(file: BinaryIO) -> list[TarSample]:
+    """The samples of an open tar file, in the order of their first members.
 
     Raises:
-        ShardError: if nothing matches; ``config_key`` is named in the message.
-    """
-    paths = sorted(glob.glob(pattern))
-    if not paths:
-        raise ShardError(
-            f"{config_key}={pattern!r} matches no file. Write shards with: "
-            "python -m datamodules.pack --source IMAGE_FOLDER --output FOLDER"
-        )
-    return paths
-
-
-def samples_of(path: str) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
-    """Yield (key, members by extension) of each sample of a tar file.
-
-    Raises:
-        ShardError: if the file is no tar, is truncated, or has two members of one name.
+        ShardError: if the file is no tar, damaged or truncated.
     """
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    duplicates = set()
     try:
-        with tarfile.open(path, "r:") as archive:
+        file.seek(0)
+        with tarfile.open(fileobj=file, mode="r:") as archive:
             end = 0
             for member in archive:
                 end = member.offset_data + -(-member.size // BLOCK) * BLOCK
-                if not member.isfile():
-                    continue
                 folder, name = os.path.split(member.name)
+                if not member.isfile() or name.startswith("."):
+                    continue
                 key, _, extension = name.partition(".")
-                members = samples.setdefault(f"{folder}/{key}" if folder else key, {})
+                key = f"{folder}/{key}" if folder else key
+                members = samples.setdefault(key, {})
                 if extension.lower() in members:
-                    raise ShardError(f"{path}: member {member.name!r} occurs twice")
+                    duplicates.add(key)
                 members[extension.lower()] = member
     except (tarfile.TarError, OSError) as error:
-        raise ShardError(f"{path} cannot be read as a tar file ({error}); write or copy it again") from error
-    with open(path, "rb") as file:
-        file.seek(end)
-        if file.read(BLOCK) != bytes(BLOCK):
-            raise ShardError(f"{path} is truncated or damaged after byte {end}: no end-of-archive marker there")
-    yield from samples.items()
+        raise ShardError(f"{file.name} cannot be read as a tar file ({error}); write or copy it again") from error
+    if os.pread(file.fileno(), BLOCK, end) != bytes(BLOCK):
+        raise ShardError(f"{file.name} is truncated or damaged after byte {end}: no end-of-archive marker there")
+    return [TarSample(key, members, key in duplicates) for key, members in samples.items()]
 
 
 @dataclass
-class ShardIndex:
-    """Where each sample of a split lies: arrays over samples, and the paths that ``shard`` points into."""
+class ShardRecord:
+    """Where the images of one shard lie, and their labels."""
 
-    paths: list[str]
-    shard: np.ndarray
-    """(n,) int32."""
-    offset: np.ndarray
-    """(n,) int64, first byte of the image."""
-    size: np.ndarray
-    """(n,) int64, bytes of the image."""
-    label: np.ndarray
-    """(n,) int64."""
+    path: str
+    """Local path or URL."""
+    bytes: int
+    offsets: np.ndarray
+    """(n,) int64, first byte of each image."""
+    sizes: np.ndarray
+    """(n,) int64, bytes of each image."""
+    labels: np.ndarray
+    """(n,) int64, as stored."""
+    sha256: str | None = None
+    faults: list[Fault] = field(default_factory=list)
+    """Samples that were left out."""
+    key_hashes: np.ndarray | None = None
+    """(n,) int64, comparable within this process; only of a shard that was walked."""
 
     def __len__(self) -> int:
-        return len(self.offset)
+        return len(self.offsets)
 
     @classmethod
-    def build(cls, paths: list[str], num_classes: int) -> "ShardIndex":
-        """Walk all shards once.
+    def walk(cls, file: BinaryIO, path: str) -> "ShardRecord":
+        """Read all headers and labels of an open shard, which is known by ``path``.
 
         Raises:
-            ShardError: for a damaged shard, a sample without image or label, or a label outside 0 ... num_classes - 1.
+            ShardError: if the file as a whole is damaged; single samples become faults.
         """
-        rows = []
-        for number, path in enumerate(paths):
-            with open(path, "rb") as file:
-                for key, members in samples_of(path):
-                    image = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
-                    if image is None or image.size == 0:
-                        raise ShardError(
-                            f"{path}: sample {key!r} has no image ({', '.join(IMAGE_EXTENSIONS)}) or an empty one"
-                        )
-                    label = read_label(file, path, key, members.get("cls"), num_classes)
-                    rows.append((number, image.offset_data, image.size, label))
-        columns = np.array(rows, dtype=np.int64).reshape(-1, 4).T
-        return cls(paths, columns[0].astype(np.int32), columns[1], columns[2], columns[3])
+        rows, hashes, faults = [], [], []
+        for sample in samples_of(file):
+            found = usable_row(file, Path(path).name, sample)
+            if isinstance(found, Fault):
+                faults.append(found)
+            else:
+                rows.append(found)
+                hashes.append(hash(sample.key))
+        columns = np.array(rows, dtype=np.int64).reshape(-1, 3).T
+        size = os.fstat(file.fileno()).st_size
+        return cls(path, size, *columns, faults=faults, key_hashes=np.array(hashes, dtype=np.int64))
 
-    def fingerprint(self) -> str:
-        """Short hash of all offsets, sizes and labels: equal for equal data, wherever it lies."""
-        digest = hashlib.sha256()
-        for column in (self.shard, self.offset, self.size, self.label):
-            digest.update(np.ascontiguousarray(column).tobytes())
-        return digest.hexdigest()[:16]
+    def check(self, path: str) -> None:
+        """Compare size and some headers of a local file with this record, without reading it.
 
-    def read(self, index: int) -> bytes:
-        """The encoded image of one sample; raises ShardError if the shard has become shorter."""
-        path = self.paths[self.shard[index]]
-        size = int(self.size[index])
-        data = os.pread(open_shard(path).fileno(), size, int(self.offset[index]))
-        if len(data) != size:
-            raise ShardError(f"{path}: sample {index} needs {size} bytes, got {len(data)}; was the shard replaced?")
-        return data
+        Raises:
+            ShardError: if the file is not the one the record was made of.
+        """
+        remedy = "pack it again, or remove index.json to have the shards walked"
+        size = os.path.getsize(path)
+        if size != self.bytes:
+            raise ShardError(f"{path} has {size} bytes, but its index says {self.bytes}: {remedy}")
+        with open(path, "rb") as file:
+            for number in np.linspace(0, len(self) - 1, min(HEADERS_CHECKED, len(self))).astype(int):
+                header = os.pread(file.fileno(), BLOCK, int(self.offsets[number]) - BLOCK)
+                try:
+                    matches = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").size == self.sizes[number]
+                except tarfile.TarError:
+                    matches = False
+                if not matches:
+                    raise ShardError(
+                        f"{path} does not hold what its index says at byte {self.offsets[number]}: {remedy}"
+                    )
 
-    def describe(self, index: int) -> str:
-        """Shard and byte of a sample, for messages."""
-        return f"sample {index} ({Path(self.paths[self.shard[index]]).name}, byte {self.offset[index]})"
 
-
-def read_label(file: BinaryIO, path: str, key: str, member: tarfile.TarInfo | None, num_classes: int) -> int:
-    """The integer in a ``cls`` member, checked against the number of classes."""
-    if member is None:
-        raise ShardError(f"{path}: sample {key!r} has no label (cls)")
-    text = os.pread(file.fileno(), member.size, member.offset_data)
+def open_or_explain(path: str) -> BinaryIO:
+    """An unbuffered file; raises ShardError if it cannot be opened."""
     try:
-        label = int(text)
-    except ValueError as error:
-        raise ShardError(f"{path}: sample {key!r} has label {text[:20]!r}, expected an integer") from error
-    if not 0 <= label < num_classes:
-        raise ShardError(
-            f"{path}: sample {key!r} has label {label}, outside 0 ... {num_classes - 1}: wrong num_classes?"
-        )
-    return label
+        return open(path, "rb", buffering=0)
+    except OSError as error:
+        raise ShardError(f"{path} cannot be opened ({error.strerror}); write or copy it again") from error
 
 
-@lru_cache(maxsize=128)
-def open_shard(path: str) -> BinaryIO:
-    """An open file, kept for the next read; the least recently used one is closed when it is dropped."""
-    return open(path, "rb", buffering=0)
+def usable_row(file: BinaryIO, name: str, sample: TarSample) -> tuple[int, int, int] | Fault:
+    """(offset, size, label) of a sample of the shard ``name``, or why it cannot be used."""
+    image = next((sample.members[name] for name in IMAGE_EXTENSIONS if name in sample.members), None)
+    label = sample.members.get("cls")
+    fault = partial(Fault, name, sample.key)
+    if sample.is_duplicate:
+        return fault("duplicate_key", "two members have the same name")
+    if image is None:
+        return fault("missing_image", f"members are {', '.join(sample.members)}")
+    if image.size == 0:
+        return fault("empty_image", image.name)
+    if label is None:
+        return fault("missing_label", "no member cls")
+    text = os.pread(file.fileno(), label.size, label.offset_data)
+    number = int(text) if re.fullmatch(rb"\s*-?\d{1,9}\s*", text) else None
+    return fault("label_not_integer", repr(text[:20])) if number is None else (image.offset_data, image.size, number)
+
+
+def keys_of(file: BinaryIO, offsets: np.ndarray) -> list[str]:
+    """Keys of the samples whose images begin at these bytes of an open shard; walks it once."""
+    by_offset = {member.offset_data: sample.key for sample in samples_of(file) for member in sample.members.values()}
+    return [by_offset[int(offset)] for offset in offsets]
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class OpenFiles:
+    """Open shards of this process; the least recently used is closed when there are too many.
+
+    Args:
+        limit: how many stay open.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.files = limit, dict[str, BinaryIO]()
+
+    def __getitem__(self, path: str) -> BinaryIO | None:
+        """The open file, which becomes the most recently used; None if it is not open."""
+        file = self.files.pop(path, None)
+        if file is not None:
+            self.files[path] = file
+        return file
+
+    def keep(self, path: str, file: BinaryIO) -> BinaryIO:
+        """Keep an open file for the next reads."""
+        while len(self.files) >= self.limit:
+            self.files.pop(next(iter(self.files))).close()
+        self.files[path] = file
+        return file
+
+    def close_deleted(self) -> None:
+        """Close the files whose name was removed, by a cache that makes room: until then they take up the room."""
+        for path in [path for path, file in self.files.items() if os.fstat(file.fileno()).st_nlink == 0]:
+            self.files.pop(path).close()
+
+
+@lru_cache(maxsize=1)
+def open_files() -> OpenFiles:
+    """The open shards of this process: at most half of the files that the system lets it open."""
+    return OpenFiles(max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))

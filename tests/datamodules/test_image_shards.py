@@ -1,222 +1,133 @@
-"""Packing, reading back, and what happens to shards that are not as they should be."""
+"""Batches of images: the contract, evaluation, augmentation, broken samples."""
 
-import hashlib
-import io
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from datamodules import Digits, ImageShards
-from datamodules.digits import digit_images
-from datamodules.pack import main as pack
-from datamodules.shards import ShardError, ShardIndex
-from datamodules.transforms import center_crop, decode, random_crop
-
-
-def encoded(size: tuple[int, int] = (8, 8), form: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)).save(buffer, form)
-    return buffer.getvalue()
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
-
-
-def module(folder: Path, **options) -> ImageShards:
-    defaults = {"image_size": 8, "num_classes": 10, "batch_size": 2, "num_workers": 0}
-    data = ImageShards(f"{folder}/train-*.tar", f"{folder}/validation-*.tar", **(defaults | options))
-    data.setup("fit")
-    return data
+from datamodules import ImageShards
+from datamodules.order import BatchReference
+from datamodules.shards import ShardError
+from tests.shards import encoded, image_shards, write_shards, write_tar
 
 
 @pytest.fixture
-def image_folder(tmp_path: Path) -> Path:
-    for name in ("cat", "dog", "eel"):
-        (tmp_path / "source" / name).mkdir(parents=True)
-        for number, (form, extension) in enumerate([("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp")]):
-            (tmp_path / "source" / name / f"{number}.{extension}").write_bytes(encoded((12, 16), form))
-    return tmp_path / "source"
+def folder(tmp_path: Path) -> Path:
+    for split in ("train", "validation"):
+        members = []
+        for number in range(5):
+            members += [(f"a{number}.png", encoded((8 + number, 20))), (f"a{number}.cls", str(number).encode())]
+        write_tar(tmp_path / f"{split}-0.tar", members)
+    return tmp_path
 
 
-class TestDigits:
-    """The embedded data set."""
-
-    def test_split_is_fixed_complete_and_disjoint(self, digits_root: Path) -> None:
-        data = Digits(str(digits_root), num_workers=0)
-        data.setup("fit")
-        assert {split: len(index) for split, index in data.indices.items()} == {"train": 4000, "validation": 1000}
-        images, labels = digit_images()
-        assert np.bincount(labels).tolist() == [500] * 10
-        stored = data.val_dataloader().dataset.__getitems__(next(iter(data.val_dataloader().batch_sampler)))
-        assert torch.equal(stored["images"][:, 0], torch.from_numpy(images[4000:4064]))
-        assert torch.equal(stored["images"][:, 0], stored["images"][:, 2])
-        assert stored["labels"].tolist() == labels[4000:4064].tolist()
-
-    def test_packing_again_gives_the_same_bytes(self, digits_root: Path, tmp_path: Path) -> None:
-        pack(["--source", "digits", "--output", str(tmp_path)])
-        names = sorted(path.name for path in digits_root.glob("*.tar"))
-        assert names == sorted(path.name for path in tmp_path.glob("*.tar"))
-        assert len(names) == 5
-        for name in names:
-            digests = {hashlib.sha256((folder / name).read_bytes()).digest() for folder in (digits_root, tmp_path)}
-            assert len(digests) == 1
-
-    def test_packs_itself_on_first_use_only(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        calls: list[Path] = []
-        monkeypatch.setattr("datamodules.pack.pack_digits", calls.append)
-        Digits(str(tmp_path)).prepare_data()
-        (tmp_path / "validation-000000.tar").touch()
-        Digits(str(tmp_path)).prepare_data()
-        assert calls == [tmp_path]
+def damaged(folder: Path, broken: set[int], count: int = 12) -> Path:
+    """Both splits with ``count`` samples, of which some are no images."""
+    for split in ("train", "validation"):
+        members = []
+        for number in range(count):
+            image = b"not an image" if number in broken else encoded(seed=number)
+            members += [(f"{number}.png", image), (f"{number}.cls", b"%d" % (number % 10))]
+        write_tar(folder / f"{split}-0.tar", members)
+    return folder
 
 
-class TestPacking:
-    """An image folder becomes shards that hold the same bytes."""
-
-    def test_bytes_labels_and_class_names(self, image_folder: Path, tmp_path: Path) -> None:
-        for split in ("train", "validation"):
-            options = ["--split", split, "--samples-per-shard", "4"]
-            pack(["--source", str(image_folder), "--output", str(tmp_path / "out"), *options])
-        data = module(tmp_path / "out", image_size=(12, 16))
-        index = data.indices["train"]
-        assert len(index.paths) == 3
-        assert sorted(index.label) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-        stored = {hashlib.sha256(index.read(number)).digest() for number in range(9)}
-        assert stored == {hashlib.sha256(path.read_bytes()).digest() for path in image_folder.rglob("*.*")}
-        assert (tmp_path / "out" / "classes.json").read_text().split('"')[1::2] == ["cat", "dog", "eel"]
-        assert sum(len(batch["labels"]) for batch in data.val_dataloader()) == 10  # nine and one of padding
-
-    def test_splits_must_have_the_same_classes(self, image_folder: Path, tmp_path: Path) -> None:
-        pack(["--source", str(image_folder), "--output", str(tmp_path / "out")])
-        (image_folder / "cat").rename(tmp_path / "elsewhere")
-        with pytest.raises(ValueError, match="labels would not mean the same"):
-            pack(["--source", str(image_folder), "--output", str(tmp_path / "out"), "--split", "validation"])
-
-    def test_nothing_to_pack_is_an_error(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match="no images"):
-            pack(["--source", str(tmp_path / "missing"), "--output", str(tmp_path / "out")])
-
-    def test_a_broken_source_leaves_no_shards(self, image_folder: Path, tmp_path: Path, monkeypatch) -> None:
-        monkeypatch.setattr(Path, "read_bytes", lambda self: (_ for _ in ()).throw(OSError("disk gone")))
-        with pytest.raises(OSError, match="disk gone"):
-            pack(["--source", str(image_folder), "--output", str(tmp_path / "out")])
-        assert not list((tmp_path / "out").glob("*.tar"))
+def test_evaluation_batches(folder: Path) -> None:
+    batches = list(image_shards(folder).val_dataloader())
+    assert [batch["indices"].tolist() for batch in batches] == [[0, 1], [2, 3], [4, -1]]
+    assert [batch["labels"].tolist() for batch in batches] == [[0, 1], [2, 3], [4, 0]]
+    assert batches[-1]["valid"].tolist() == [True, False]
+    assert batches[0]["images"].dtype == torch.uint8
+    assert batches[0]["images"].shape == (2, 3, 8, 8)
+    assert not batches[-1]["images"][1].any()
 
 
-class TestReading:
-    """Batches keep their contract."""
+def test_images_become_floats_in_range_after_the_transfer(folder: Path) -> None:
+    data = image_shards(folder)
+    batch = next(iter(data.val_dataloader()))
+    converted = data.on_after_batch_transfer(batch, 0)
+    assert converted["images"].dtype == torch.float32
+    torch.testing.assert_close(converted["images"], batch["images"].float() / 127.5 - 1)
+    assert batch["images"].dtype == torch.uint8
 
-    @pytest.fixture
-    def folder(self, tmp_path: Path) -> Path:
-        for split in ("train", "validation"):
-            members = []
-            for number in range(5):
-                members += [(f"a{number}.png", encoded((8 + number, 20))), (f"a{number}.cls", str(number).encode())]
-            write_tar(tmp_path / f"{split}-0.tar", members)
-        return tmp_path
 
-    def test_evaluation_batches(self, folder: Path) -> None:
-        batches = list(module(folder).val_dataloader())
-        assert [batch["indices"].tolist() for batch in batches] == [[0, 1], [2, 3], [4, -1]]
-        assert batches[-1]["valid"].tolist() == [True, False]
-        assert batches[0]["images"].dtype == torch.uint8
-        assert batches[0]["images"].shape == (2, 3, 8, 8)
-        assert [batch["labels"].tolist() for batch in batches] == [[0, 1], [2, 3], [4, 0]]
+def test_augmentation_differs_between_epochs(folder: Path) -> None:
+    data = image_shards(folder, batch_size=5, random_crop_scale=(0.3, 0.9), image_size=6)
+    loader = iter(data.train_dataloader())
+    first, second = next(loader), next(loader)
+    by_index = [dict(zip(batch["indices"].tolist(), batch["images"], strict=True)) for batch in (first, second)]
+    assert all(not torch.equal(by_index[0][index], by_index[1][index]) for index in range(5))
 
-    def test_images_become_floats_in_range_after_the_transfer(self, folder: Path) -> None:
-        data = module(folder)
+
+def test_half_of_the_images_are_mirrored(folder: Path) -> None:
+    dataset = image_shards(folder, image_size=8).dataset("train", training=True)
+    plain = image_shards(folder, image_size=8, horizontal_flip=False).dataset("train", training=True)
+    zeros = np.zeros(1000, dtype=np.int64)
+    reference = BatchReference(zeros, np.arange(1000), 0)
+    original = plain.__getitems__(BatchReference(zeros[:1], zeros[:1], 0))["images"][0]
+    images = dataset.__getitems__(reference)["images"]
+    mirrored = sum(torch.equal(image, original.flip(-1)) for image in images)
+    assert mirrored + sum(torch.equal(image, original) for image in images) == 1000
+    assert abs(mirrored - 500) < 64  # four standard deviations
+
+
+def test_shardwise_prediction_skips_finished_shards(tmp_path: Path) -> None:
+    write_shards(tmp_path, [3, 2, 4])
+    write_shards(tmp_path, [2], split="validation")
+    data = image_shards(tmp_path, batch_size=2)
+    data.finished_shards["train"] = {1}
+    train, validation = data.predict_dataloader()
+    assert [batch["indices"].tolist() for batch in train] == [[0, 1], [2, -1], [5, 6], [7, 8]]
+    assert [batch["indices"].tolist() for batch in validation] == [[0, 1]]
+
+
+class TestBrokenImages:
+    """An image that cannot be decoded is replaced in training and left out of evaluation; both say so."""
+
+    def test_evaluation_marks_them(self, tmp_path: Path) -> None:
+        data = image_shards(damaged(tmp_path, {1, 2}), batch_size=4)
         batch = next(iter(data.val_dataloader()))
-        converted = data.on_after_batch_transfer(batch, 0)
-        assert converted["images"].dtype == torch.float32
-        torch.testing.assert_close(converted["images"], batch["images"].float() / 127.5 - 1)
-        assert batch["images"].dtype == torch.uint8
+        assert batch["indices"].tolist() == [0, -1, -1, 3]
+        assert batch["labels"].tolist() == [0, 0, 0, 3]
+        assert batch["valid"].tolist() == [True, False, False, True]
+        described = [(fault.shard, fault.key, fault.reason) for fault in batch["faults"]]
+        assert described == [("validation-0.tar", "1", "corrupt_image"), ("validation-0.tar", "2", "corrupt_image")]
+        assert batch["faults"][0].detail == "no known image format; begins with b'not an i'"
 
     @pytest.mark.parametrize("workers", [0, 2])
-    def test_training_continues_at_the_saved_position_with_the_same_pixels(self, folder: Path, workers: int) -> None:
-        options = {"random_crop_scale": (0.5, 1.0), "horizontal_flip": True, "image_size": 6}
-        loader = iter(module(folder, **options).train_dataloader())
-        uninterrupted = [next(loader) for _ in range(8)]
-        saved = module(folder, **options)
-        saved.position = int(uninterrupted[3]["position"])
-        continued = module(folder, num_workers=workers, **options)
-        continued.load_state_dict(saved.state_dict())
-        loader = iter(continued.train_dataloader())
-        for expected in uninterrupted[4:]:
-            batch = next(loader)
-            assert all(torch.equal(batch[key], expected[key]) for key in expected)
+    def test_training_replaces_them_by_the_same_others_every_time(self, tmp_path: Path, workers: int) -> None:
+        options = {"batch_size": 6, "random_crop_scale": (0.5, 1.0), "image_size": 6}
+        whole = [
+            batch
+            for _, batch in zip(
+                range(4), image_shards(damaged(tmp_path, {1, 2}), **options).train_dataloader(), strict=False
+            )
+        ]
+        for batch in whole:
+            assert batch["valid"].all()
+            assert not set(batch["indices"].tolist()) & {1, 2}
+            assert torch.equal(batch["labels"], batch["indices"] % 10)
+        assert sum(len(batch["faults"]) for batch in whole) >= 4  # two epochs, and replacements may be broken as well
+        again = image_shards(tmp_path, workers=workers, **options)
+        again.position = 6
+        for expected, batch in zip(whole[1:], again.train_dataloader(), strict=False):
+            assert torch.equal(expected["images"], batch["images"])
+            assert expected["indices"].tolist() == batch["indices"].tolist()
+            assert expected["faults"] == batch["faults"]
 
-    def test_augmentation_differs_between_epochs(self, folder: Path) -> None:
-        loader = iter(module(folder, batch_size=5, random_crop_scale=(0.3, 0.9), image_size=6).train_dataloader())
-        first, second = next(loader), next(loader)
-        by_index = [dict(zip(batch["indices"].tolist(), batch["images"], strict=True)) for batch in (first, second)]
-        assert all(not torch.equal(by_index[0][index], by_index[1][index]) for index in range(5))
+    def test_unreadable_shards_count_as_well(self, tmp_path: Path) -> None:
+        data = image_shards(damaged(tmp_path, set()), batch_size=4)
+        path = tmp_path / "validation-0.tar"
+        path.write_bytes(path.read_bytes()[:2100])
+        batches = list(data.val_dataloader())
+        assert [fault.reason for batch in batches for fault in batch["faults"]] == ["unreadable"] * 11
+        assert batches[0]["faults"][0].key.startswith("byte ")
 
-    def test_other_data_or_seed_is_refused_on_resume(self, folder: Path) -> None:
-        state = module(folder).state_dict()
-        with pytest.raises(ShardError, match="seed was 0 in the checkpoint and is 1 now"):
-            module(folder, seed=1).load_state_dict(state)
-
-
-class TestFaults:
-    """Nothing is lost silently: a fault names the shard and the sample."""
-
-    GOOD = (("a.png", encoded()), ("a.cls", b"3"))
-
-    @pytest.mark.parametrize(
-        ("members", "message"),
-        [
-            ((("a.png", encoded()),), "sample 'a' has no label"),
-            ((("a.cls", b"1"),), "sample 'a' has no image"),
-            ((("a.png", b""), ("a.cls", b"1")), "sample 'a' has no image .* or an empty one"),
-            ((("a.png", encoded()), ("a.cls", b"cat")), "label b'cat', expected an integer"),
-            ((("a.png", encoded()), ("a.cls", b"10")), r"label 10, outside 0 \.\.\. 9"),
-            ((*GOOD, GOOD[0]), r"member 'a\.png' occurs twice"),
-        ],
-    )
-    def test_samples(self, tmp_path: Path, members, message: str) -> None:
-        path = write_tar(tmp_path / "x.tar", list(members))
-        with pytest.raises(ShardError, match=message):
-            ShardIndex.build([str(path)], num_classes=10)
-
-    @pytest.mark.parametrize("keep", [100, 512 + 40, 1024, 2048])
-    def test_truncated_files(self, tmp_path: Path, keep: int) -> None:
-        path = write_tar(tmp_path / "x.tar", list(self.GOOD))
-        path.write_bytes(path.read_bytes()[:keep])
-        with pytest.raises(ShardError, match=r"x\.tar"):
-            ShardIndex.build([str(path)], num_classes=10)
-
-    def test_missing_shards_name_key_value_and_remedy(self, tmp_path: Path) -> None:
-        with pytest.raises(ShardError, match=r"data\.init_args\.train_shards='.*train-\*\.tar' matches no file.*pack"):
-            module(tmp_path)
-
-    def test_undecodable_image_names_its_place(self, tmp_path: Path) -> None:
-        for split in ("train", "validation"):
-            write_tar(tmp_path / f"{split}-0.tar", [("a.png", b"not an image"), ("a.cls", b"1")])
-        with pytest.raises(ShardError, match=r"sample 0 \(validation-0\.tar, byte 512\) cannot be decoded"):
-            next(iter(module(tmp_path).val_dataloader()))
-
-    def test_shortened_shard_is_noticed_when_read(self, tmp_path: Path) -> None:
-        path = write_tar(tmp_path / "x.tar", list(self.GOOD))
-        index = ShardIndex.build([str(path)], num_classes=10)
-        path.write_bytes(path.read_bytes()[:600])
-        with pytest.raises(ShardError, match="was the shard replaced"):
-            index.read(0)
-
-
-def test_sixteen_bit_images_keep_their_brightness() -> None:
-    buffer = io.BytesIO()
-    Image.fromarray(np.array([[0, 32768, 65535]], dtype=np.uint16)).save(buffer, "PNG")
-    assert decode(buffer.getvalue())[0].tolist() == [[0, 128, 255]]
+    def test_nothing_but_broken_images_stops(self, tmp_path: Path) -> None:
+        data = image_shards(damaged(tmp_path, set(range(12))))
+        with pytest.raises(ShardError, match=r"21 samples in a row cannot be read, the last: .*corrupt_image"):
+            next(iter(data.train_dataloader()))
 
 
 def test_crop_scale_must_be_a_range_of_shares() -> None:
@@ -224,24 +135,12 @@ def test_crop_scale_must_be_a_range_of_shares() -> None:
         ImageShards("a", "b", random_crop_scale=(0.8, 1.2))
 
 
+def test_window_must_be_positive() -> None:
+    with pytest.raises(ValueError, match=r"data\.init_args\.shuffle_window=0 must be at least 1"):
+        ImageShards("a", "b", shuffle_window=0)
+
+
 def test_seed_everything_is_the_default_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "7")
     assert ImageShards("a", "b").seed == 7
     assert ImageShards("a", "b", seed=3).seed == 3
-
-
-def test_center_crop_keeps_the_middle_and_the_aspect() -> None:
-    image = torch.zeros(3, 20, 40, dtype=torch.uint8)
-    image[:, :, 10:30] = 255
-    assert center_crop(image, (20, 20)).min() == 255
-    assert center_crop(image, (10, 10)).shape == (3, 10, 10)
-    assert center_crop(image, (30, 20)).shape == (3, 30, 20)
-    assert center_crop(image, (20, 40)).equal(image)
-
-
-def test_random_crop_covers_the_wanted_share() -> None:
-    ramp = torch.arange(64, dtype=torch.uint8).expand(3, 64, 64).contiguous()
-    for seed in range(20):
-        crop = random_crop(ramp, (32, 32), (0.8, 1.0), np.random.default_rng(seed))
-        covered = (int(crop[0, 0, -1]) - int(crop[0, 0, 0])) / 63
-        assert 0.75 <= covered <= 1.0

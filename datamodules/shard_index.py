@@ -1,0 +1,177 @@
+"""All samples of a split as arrays: built from ``index.json`` or by walking the shards, checked before any training."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from datamodules import remote
+from datamodules.faults import check_fault_rate
+from datamodules.find_shards import find_records
+from datamodules.shards import Fault, ShardError, ShardRecord, keys_of, open_files, open_or_explain
+from datamodules.staging import Staging
+
+
+@dataclass
+class ShardIndex:
+    """Where each sample of a split lies: arrays over samples, numbered shard after shard."""
+
+    paths: list[str]
+    """Local paths or URLs of the shards."""
+    shard_bytes: list[int]
+    shard_samples: list[int]
+    shard: np.ndarray
+    """(n,) int32, index into ``paths``."""
+    offset: np.ndarray
+    """(n,) int64, first byte of the image."""
+    size: np.ndarray
+    """(n,) int32, bytes of the image."""
+    label: np.ndarray
+    """(n,) int64."""
+    faults: list[Fault] = field(default_factory=list)
+    """Samples that were left out."""
+    staging: Staging | None = None
+    class_names: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+    @classmethod
+    def load(
+        cls,
+        pattern: str,
+        config_key: str,
+        num_classes: int,
+        max_fault_rate: float = 0.0,
+        staging: Staging | None = None,
+    ) -> "ShardIndex":
+        """Find the shards of a pattern and index them.
+
+        Args:
+            pattern: local glob pattern, or URL with braces or wildcards.
+            config_key: named in error messages.
+            num_classes: labels must lie in 0 ... num_classes - 1.
+            max_fault_rate: largest share of broken samples that is left out instead of being an error.
+            staging: where remote shards are kept.
+
+        Raises:
+            ShardError: for a missing or damaged shard, one that does not match its index, two shards of equal content,
+                or too many broken samples.
+        """
+        records, class_names = find_records(pattern, config_key, staging)
+        index = cls.build(records, num_classes)
+        index.staging, index.class_names = staging, class_names
+        check_fault_rate(index.faults, len(index) + len(index.faults), max_fault_rate, f"{config_key}={pattern!r}")
+        return index
+
+    @classmethod
+    def build(cls, records: list[ShardRecord], num_classes: int) -> "ShardIndex":
+        """Put shards together; labels out of range and keys that occur again become faults."""
+        refuse_equal_shards(records)
+        faults = [fault for record in records for fault in record.faults]
+        keep = [(record.labels >= 0) & (record.labels < num_classes) for record in records]
+        text = f"label %d, but labels must lie in 0 ... {num_classes - 1}: wrong num_classes?"
+        for record, usable in zip(records, keep, strict=True):
+            wrong = np.flatnonzero(~usable)
+            for key, label in zip(key_names(record, wrong), record.labels[wrong], strict=True):
+                faults.append(Fault(Path(record.path).name, key, "label_out_of_range", text % label))
+        faults += drop_repeated_keys(records, keep)
+        samples = [int(usable.sum()) for usable in keep]
+        offset, size, label = (
+            np.concatenate([getattr(record, name)[usable] for record, usable in zip(records, keep, strict=True)])
+            for name in ("offsets", "sizes", "labels")
+        )
+        return cls(
+            [record.path for record in records],
+            [record.bytes for record in records],
+            samples,
+            np.repeat(np.arange(len(records), dtype=np.int32), samples),
+            offset,
+            size.astype(np.int32),
+            label,
+            faults,
+        )
+
+    def fingerprint(self) -> str:
+        """Short hash of all offsets, sizes and labels: equal for equal data, wherever it lies."""
+        digest = hashlib.sha256()
+        for column in (self.shard, self.offset, self.size, self.label):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()[:16]
+
+    def read(self, index: int) -> bytes:
+        """The encoded image of one sample.
+
+        Raises:
+            ShardError: if its shard is gone or has become shorter.
+        """
+        number = self.shard[index]
+        path, size = self.paths[number], int(self.size[index])
+        files = open_files()
+        file = files[path] or files.keep(path, self.open_shard(number))
+        data = os.pread(file.fileno(), size, int(self.offset[index]))
+        if len(data) != size:
+            raise ShardError(f"{path}: sample {index} needs {size} bytes, got {len(data)}; was the shard replaced?")
+        return data
+
+    def open_shard(self, number: int) -> BinaryIO:
+        """A shard, opened; a remote one is copied to this machine first."""
+        path = self.paths[number]
+        if not remote.is_remote(path):
+            return open_or_explain(path)
+        assert self.staging is not None
+        open_files().close_deleted()
+        return self.staging.open(path, self.shard_bytes[number])
+
+    def keys(self, indices: np.ndarray) -> list[str]:
+        """Keys of samples, which all lie in one shard; walks it."""
+        if len(indices) == 0:
+            return []
+        with self.open_shard(self.shard[indices[0]]) as file:
+            return keys_of(file, self.offset[indices])
+
+    def fault(self, index: int, reason: str, detail: object) -> Fault:
+        """Describe a broken sample."""
+        try:
+            key = self.keys(np.array([index]))[0]
+        except (ShardError, OSError, KeyError):  # the shard itself is what is broken
+            key = f"byte {self.offset[index]}"
+        return Fault(Path(self.paths[self.shard[index]]).name, key, reason, str(detail)[:200])
+
+
+def key_names(record: ShardRecord, places: np.ndarray) -> list[str]:
+    """Keys of some samples of a shard; where the shard is remote, the bytes at which they begin."""
+    if len(places) == 0:
+        return []
+    if remote.is_remote(record.path):
+        return [f"byte {offset}" for offset in record.offsets[places]]
+    with open_or_explain(record.path) as file:
+        return keys_of(file, record.offsets[places])
+
+
+def drop_repeated_keys(records: Iterable[ShardRecord], keep: list[np.ndarray]) -> list[Fault]:
+    """Unmark in ``keep`` the samples whose key occurred before in another shard that was walked."""
+    faults = []
+    seen = np.empty(0, dtype=np.int64)
+    for record, usable in zip(records, keep, strict=True):
+        if record.key_hashes is None:
+            continue  # packing made the keys of one index.json unique
+        again = np.isin(record.key_hashes, seen) & usable
+        usable[again] = False
+        seen = np.concatenate((seen, record.key_hashes))
+        for key in key_names(record, np.flatnonzero(again)):
+            detail = "an earlier shard has this key; packing the tar files gives every sample its own"
+            faults.append(Fault(Path(record.path).name, key, "duplicate_key", detail))
+    return faults
+
+
+def refuse_equal_shards(records: Iterable[ShardRecord]) -> None:
+    """Raise ShardError if a shard is there twice under two names."""
+    seen: dict[str, str] = {}
+    for record in records:
+        if record.sha256 and len(record) and seen.setdefault(record.sha256, record.path) != record.path:
+            raise ShardError(f"{record.path} has the same content as {seen[record.sha256]}: remove one of them")
