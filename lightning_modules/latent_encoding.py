@@ -1,0 +1,62 @@
+"""Encode a data set with a finished tokenizer; ``callbacks.LatentWriter`` stores what ``predict`` gives."""
+
+import torch
+from torch import Tensor
+
+from lightning_modules.base import Task
+from maetok.checkpoints import InitFrom
+from maetok.networks import Tokenizer
+
+
+class LatentEncoding(Task):
+    """A frozen tokenizer, for ``predict`` and ``validate``.
+
+    Args:
+        tokenizer: the network; ``maetok.Tokenizer.from_pretrained`` as its class_path loads a published one.
+        init_from: training checkpoint or run directory with its weights; null if the tokenizer brings them.
+        mirrored: encode the horizontally mirrored image as a second variant of each sample.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, init_from: InitFrom | None = None, mirrored: bool = True) -> None:
+        super().__init__()
+        if init_from is not None:
+            init_from.load(tokenizer)
+        self.tokenizer = tokenizer.eval().requires_grad_(False)
+        self.variants = ("original", "mirrored") if mirrored else ("original",)
+        self.tokenizer_hash = tokenizer.latents_hash()
+
+    def setup(self, stage: str) -> None:
+        """Check precision and image size."""
+        super().setup(stage)
+        self.check_image_size(self.tokenizer.image_size)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents (B, L, C) of images (B, 3, H, W) in [-1, 1]."""
+        return self.tokenizer.encode(images)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W), about [-1, 1], of latents (B, L, C)."""
+        return self.tokenizer.decode(latents)
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Reconstructions of the same shape as the images."""
+        return self.tokenizer(images)
+
+    def views(self, images: Tensor) -> dict[str, Tensor]:
+        """Input and reconstruction."""
+        return {"input": images, "reconstruction": self.reconstruct(images)}
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Nothing here: callbacks measure."""
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """As in validation, callbacks do the measuring."""
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Latents (n, V, L, C) float32 of the n valid samples of a batch, in each of the V variants."""
+        images = batch["images"][batch["valid"]]
+        mirrored = [self.encode(images.flip(-1))] if "mirrored" in self.variants else []
+        return torch.stack([self.encode(images), *mirrored], dim=1).float()
