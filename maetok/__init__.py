@@ -1,24 +1,36 @@
 """MAETok as a plain PyTorch library: no Lightning, no work at import time.
 
-from maetok import Tokenizer
+import torch
+from maetok import SiT, Tokenizer, latent_statistics, sample
 
-tokenizer = Tokenizer.from_pretrained("folder or owner/name")
-latents = tokenizer.encode(images)  # images (B, 3, H, W) in [-1, 1] -> latents (B, L, C)
-reconstructions = tokenizer.decode(latents)
+tokenizer, sit = Tokenizer.from_pretrained("exported/tokenizer"), SiT.from_pretrained("exported/sit")
+mean, std = latent_statistics("exported/sit")  # of a released SiT: the folder of its tokenizer
+labels, noise = torch.tensor([3, 7]), torch.randn(2, sit.latent_tokens, sit.latent_channels)
+normalized = sample(sit, labels, noise, steps=50, guidance_scale=1.9, guidance_interval=(0.0, 0.75))
+images = tokenizer.decode(normalized * std + mean)  # (2, 3, H, W), about [-1, 1]
+
+Folders are local, or hub ids (owner/name); ``python -m maetok.hub export`` makes them of checkpoints. The way back is
+``(tokenizer.encode(images) - mean) / std``; shapes and ranges of everything are in maetok/README.md.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from maetok.flow.sampling import sample
+    from maetok.hub import latent_statistics
+    from maetok.networks.lightning_dit import LightningDiT
+    from maetok.networks.sit import SiT
     from maetok.networks.tokenizer import Tokenizer
 
-__all__ = ["Tokenizer"]
+__all__ = ["LightningDiT", "SiT", "Tokenizer", "latent_statistics", "sample"]
+
+HOMES = {"latent_statistics": "maetok.hub", "sample": "maetok.flow.sampling"}
+"""Where names are from that are no networks."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import networks, and timm with them, only when they are asked for: the command line's help is fast without."""
-    if name == "Tokenizer":
-        from maetok.networks.tokenizer import Tokenizer
-
-        return Tokenizer
+    """Import torch and timm only when something is asked for: the command line's help is fast without."""
+    if name in __all__:
+        return getattr(import_module(HOMES.get(name, "maetok.networks")), name)
     raise AttributeError(f"module 'maetok' has no attribute {name!r}")

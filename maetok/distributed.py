@@ -1,13 +1,38 @@
-"""The few collective operations that losses need; without a process group they do nothing."""
+"""The few collective operations that losses and metrics need; without a process group they do nothing."""
+
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
 
 
+def several_processes() -> bool:
+    """Whether there is a process group of more than one process."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def mean_over_ranks(tensor: Tensor) -> Tensor:
     """Mean of a tensor over all processes, without gradient; the tensor itself when there is one process."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not several_processes():
         return tensor.detach()
     total = tensor.detach().clone()
     dist.all_reduce(total)
     return total / dist.get_world_size()
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Sum of a tensor over all processes, without gradient; the tensor itself when there is one process."""
+    if not several_processes():
+        return tensor.detach()
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def gather_over_ranks(value: Any) -> list[Any]:
+    """What each process holds, in the order of ranks; any picklable value, of another size on each."""
+    if not several_processes():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from maetok.checkpoints import weights_hash
 from maetok.networks.bottlenecks import Bottleneck, PlainBottleneck
 from maetok.networks.decoder import Decoder
 from maetok.networks.encoder import Encoder
@@ -91,6 +92,11 @@ class Tokenizer(nn.Module):
     def latent_channels(self) -> int:
         """Channels C of a latent."""
         return self.bottleneck.channels
+
+    def latents_hash(self) -> str:
+        """Hash of all that latents depend on: encoder and bottleneck, so a fine-tuned decoder does not change it."""
+        description = f"{self.patch_size} {self.encoder_size} {self.encoder_positions} {type(self.bottleneck).__name__}"
+        return weights_hash(description, (self.encoder.state_dict(), self.bottleneck.state_dict()))
 
     def bottlenecked(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Latents (B, L, C) and the bottleneck's named losses; for training."""

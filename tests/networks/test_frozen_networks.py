@@ -157,6 +157,30 @@ def test_lpips_is_torchmetrics_with_local_weights(tmp_path: Path, monkeypatch: p
     assert not loss.state_dict()
 
 
+@pytest.mark.parametrize("net_type", ["squeeze", "alex"])
+def test_lpips_takes_a_local_file_of_the_backbone(
+    net_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.models import AlexNet_Weights, SqueezeNet1_1_Weights, alexnet, squeezenet1_1
+
+    build, file = {
+        "squeeze": (squeezenet1_1, SqueezeNet1_1_Weights.IMAGENET1K_V1),
+        "alex": (alexnet, AlexNet_Weights.IMAGENET1K_V1),
+    }[net_type]
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    cached = folder / file.url.rsplit("/", 1)[1]
+    torch.save(build().state_dict(), cached)
+    from_cache, from_file = LPIPSLoss(net_type), LPIPSLoss(net_type, str(cached))
+    images, others = torch.rand(2, 2, 3, 64, 64).mul(2).sub(1).unbind(0)
+    assert torch.equal(from_file.per_image(others, images), from_cache.per_image(others, images))
+    assert torch.allclose(from_file.per_image(others, images).mean(), from_cache(others, images))
+    assert from_file.digest == from_cache.digest
+    with pytest.raises(RuntimeError, match=r"checkpoint_path='nowhere\.pth'.*set checkpoint_path to it"):
+        LPIPSLoss(net_type, "nowhere.pth")
+
+
 def test_lpips_without_weights_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub.download_url_to_file", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))

@@ -1,0 +1,94 @@
+"""Checkpoint files of a run, the weights a network begins with, and hashes that tell whether weights are the same."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+PATTERN = re.compile(r"step=(\d+)\.ckpt")
+
+
+def complete_checkpoints(run_directory: str | Path) -> list[Path]:
+    """All checkpoints of a run by step, oldest first. Unfinished ones have another name and are not listed."""
+    folder = Path(run_directory) / "checkpoints"
+    found = [(int(match[1]), path) for path in folder.glob("step=*.ckpt") if (match := PATTERN.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+@dataclass(frozen=True)
+class InitFrom:
+    """Weights that a network begins with; this is not the continuation of a run, which ``--ckpt_path`` is for.
+
+    Args:
+        path: a checkpoint, or the directory of a run for its newest one.
+        prefix: beginning of the names of the wanted weights in the checkpoint, which is cut off.
+    """
+
+    KEY: ClassVar[str] = "init_from"
+    """Config key, for error messages."""
+
+    path: str
+    prefix: str = "ema.network.tokenizer."
+
+    def load(self, network: nn.Module, required: bool = True) -> bool:
+        """Load the weights strictly.
+
+        Args:
+            network: where to load them.
+            required: whether it is an error if the checkpoint holds none of this prefix.
+
+        Returns:
+            Whether there were any.
+
+        Raises:
+            FileNotFoundError: if there is no such checkpoint.
+            ValueError: if it holds no weights of this prefix, or those of another network.
+        """
+        path = self.locate()
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+        size = len(self.prefix)
+        weights = {name[size:]: value for name, value in state.items() if name.startswith(self.prefix)}
+        if not weights:
+            if not required:
+                return False
+            prefixes = sorted({".".join(name.split(".")[:3]) for name in state})
+            raise ValueError(
+                f"{self.KEY}.prefix={self.prefix!r}: {path} has no such weights, but {', '.join(prefixes)}"
+            )
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{self.KEY}.path={self.path}: the weights {self.prefix}* of {path} are those of another network than "
+                f"the config describes: {error}"
+            ) from error
+        return True
+
+    def locate(self) -> Path:
+        """The checkpoint file; raises FileNotFoundError if there is none."""
+        path = Path(self.path)
+        if path.is_dir():
+            found = complete_checkpoints(path)
+            if not found:
+                raise FileNotFoundError(f"{self.KEY}.path={self.path}: no checkpoints in it; train that run first")
+            return found[-1]
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{self.KEY}.path={self.path} is no checkpoint and no run directory; train that run first"
+            )
+        return path
+
+
+def weights_hash(description: str, parts: Iterable[Mapping[str, Tensor]]) -> str:
+    """SHA-256, in hexadecimal, of a description and of the names, types, shapes and values of several state dicts."""
+    digest = hashlib.sha256(description.encode())
+    for state in parts:
+        for name, value in sorted(state.items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
