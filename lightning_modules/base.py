@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from maetok.memory import keep_freed_memory
 from maetok.networks.attention import CPU_HAS_BFLOAT16
 
 
@@ -36,7 +37,7 @@ class Optimization:
 
 
 class Task(LightningModule):
-    """Base of all tasks; callbacks talk to a task through ``encode``, ``reconstruct`` and ``views`` only.
+    """Base of all tasks; callbacks call ``encode``, ``decode``, ``reconstruct``, ``views`` and ``sample`` only.
 
     Callbacks call them outside autocast, so whatever the training precision, what they measure is float32.
 
@@ -65,8 +66,16 @@ class Task(LightningModule):
         """(B, 3, H, W) in [-1, 1] -> raw latents (B, L, C)."""
         raise NotImplementedError
 
+    def decode(self, latents: Tensor) -> Tensor:
+        """Raw latents (B, L, C) -> images (B, 3, H, W) at the training resolution, about [-1, 1]."""
+        raise NotImplementedError
+
     def reconstruct(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> reconstructions of the same shape."""
+        raise NotImplementedError
+
+    def sample(self, labels: Tensor, indices: Tensor, guidance_scale: float | None = None) -> Tensor:
+        """Labels (n,) and numbers of the samples (n,) -> images (n, 3, H, W) in [-1, 1]; diffusion only."""
         raise NotImplementedError
 
     def views(self, images: Tensor) -> dict[str, Tensor]:
@@ -86,10 +95,21 @@ class Task(LightningModule):
         # The moving average is in evaluation mode on purpose.
         warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
         device = self.trainer.strategy.root_device.type
+        if device == "cpu":
+            keep_freed_memory()
         if device == "cpu" and precision.startswith("bf16") and not CPU_HAS_BFLOAT16:
             rank_zero_warn(
                 f"trainer.precision={precision}, but this CPU has no matrix instructions for bfloat16: "
                 "32-true is many times faster here"
+            )
+
+    def check_image_size(self, own_size: tuple[int, int]) -> None:
+        """Raise ValueError unless data and tokenizer, whose configs both state it, agree on the image size."""
+        data_size = getattr(getattr(self.trainer, "datamodule", None), "image_size", None)
+        if data_size is not None and tuple(data_size) != own_size:
+            raise ValueError(
+                f"data.init_args.image_size={tuple(data_size)} but "
+                f"model.init_args.tokenizer.init_args.image_size={own_size}: set both to one size"
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,0 +1,161 @@
+"""Stores sampled images: one npz file as the ADM evaluation suite reads it, PNG files, or both."""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+
+class SampleWriter(Callback):
+    """Writes a block of images at a time while ``predict`` runs, and puts them together when all are there.
+
+    Processes take whole blocks. A block gets its name when it is complete, so a killed run goes on with the missing
+    ones. No more than a block is in memory at once.
+
+    Args:
+        output: folder of the samples; ``samples.npz`` holds ``arr_0`` (N, H, W, 3) uint8 and ``labels`` (N,) int64.
+        npz: write ``samples.npz``.
+        png: write ``images/000000.png`` and so on.
+    """
+
+    def __init__(self, output: str, npz: bool = True, png: bool = False) -> None:
+        if not (npz or png):
+            raise ValueError("SampleWriter writes nothing with npz=False and png=False: set one of them")
+        self.output, self.npz, self.png = Path(output), npz, png
+        self.identity: dict[str, Any] = {}
+        self.parts: list[np.ndarray] = []
+        self.current = -1
+
+    @property
+    def blocks(self) -> Path:
+        """Where blocks lie until all are there."""
+        return self.output / "blocks"
+
+    @property
+    def results(self) -> list[Path]:
+        """What is made of the blocks."""
+        return [self.output / "samples.npz"] * self.npz + [self.output / "images"] * self.png
+
+    def complete(self) -> bool:
+        """Whether all results are there."""
+        return all(path.exists() for path in self.results)
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Find out which blocks are there already.
+
+        Raises:
+            FileExistsError: if the folder holds samples of another checkpoint or other settings.
+        """
+        if stage != "predict":
+            return
+        # The order gives every sample once, which its tests show; and a process may have no block left.
+        warnings.filterwarnings("ignore", "You are using a custom batch sampler|Total length of `.*`")
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        self.identity = {
+            "samples": data.index("train").fingerprint(),
+            "labels": hashlib.sha256(np.asarray(data.labels, dtype=np.int64).tobytes()).hexdigest()[:16],
+            **pl_module.sampling_identity(),
+        }
+        finished: dict[str, list[int]] = {"train": []}
+        if trainer.is_global_zero:
+            self.blocks.mkdir(parents=True, exist_ok=True)
+            self.check_identity(self.results + list(self.blocks.glob("[0-9]*.npy")))
+            everything = range(len(data.index("train").shard_samples))
+            there = (int(path.stem) for path in self.blocks.glob("[0-9]*.npy"))
+            finished["train"] = list(everything) if self.complete() else sorted(there)
+        data.finished_shards = trainer.strategy.broadcast(finished)  # the same on all, who share out the rest
+        count = len(data.finished_shards["train"])
+        rank_zero_info(f"writing samples to {self.output}" + (f": {count} blocks are there already" if count else ""))
+
+    def check_identity(self, images: list[Path]) -> None:
+        """Compare what is to be sampled with the note beside images that are there already."""
+        note = self.output / "sampling.json"
+        known = json.loads(note.read_text()) if note.is_file() else {}
+        if known != self.identity and any(path.exists() for path in [note, *images]):
+            raise FileExistsError(
+                f"SampleWriter.output={self.output} holds samples of another checkpoint or other settings "
+                "(sampling.json): give another folder, or remove it"
+            )
+
+    def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Note what is sampled."""
+        if trainer.is_global_zero:
+            (self.output / "sampling.json").write_text(json.dumps(self.identity, indent=1))
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Tensor, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Collect the images of one block, and write it when its last image has come."""
+        after = int(batch["position"])
+        ends = np.cumsum(trainer.datamodule.index("train").shard_samples)  # type: ignore[attr-defined]
+        block = int(np.searchsorted(ends, after))
+        if self.current != block:  # one that limit_predict_batches cut short is not written
+            self.current, self.parts = block, []
+        self.parts.append(outputs.cpu().numpy())
+        if after == ends[block]:
+            partial = self.blocks / f".{block:06d}.partial"
+            with partial.open("wb") as file:
+                np.save(file, np.concatenate(self.parts))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, self.blocks / f"{block:06d}.npy")
+
+    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Put the blocks of all processes together once they are complete."""
+        if stage != "predict":
+            return
+        trainer.strategy.barrier()
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        paths = [self.blocks / f"{block:06d}.npy" for block in range(len(data.index("train").shard_samples))]
+        if trainer.is_global_zero and not self.complete():
+            missing = [path.name for path in paths if not path.is_file()]
+            if missing:
+                raise FileNotFoundError(
+                    f"{len(missing)} blocks are missing in {self.blocks}: run the same command again"
+                )
+            if self.png:
+                write_pngs(paths, self.output / "images")
+            if self.npz:
+                write_npz(paths, np.asarray(data.labels, dtype=np.int64), self.output / "samples.npz")
+            shutil.rmtree(self.blocks)
+        rank_zero_info(f"{len(data.labels)} samples in {self.output}")
+
+
+def write_npz(paths: list[Path], labels: np.ndarray, output: Path) -> None:
+    """Join blocks (n, H, W, 3) uint8 into one uncompressed npz file without holding more than one of them."""
+    first = np.load(paths[0], mmap_mode="r")
+    shape = (len(labels), *first.shape[1:])
+    partial = output.with_name(f".{output.name}.partial")
+    with zipfile.ZipFile(partial, "w", allowZip64=True) as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(member, header)
+            for path in paths:
+                member.write(np.load(path).tobytes())
+        with archive.open("labels.npy", "w") as member:
+            np.lib.format.write_array(member, labels)
+    os.replace(partial, output)
+
+
+def write_pngs(paths: list[Path], folder: Path) -> None:
+    """Write each image of the blocks as a PNG file named by its number."""
+    from PIL import Image
+
+    partial, number = folder.with_name(f".{folder.name}.partial"), 0
+    for stale in (partial, folder):
+        shutil.rmtree(stale, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for path in paths:
+        for image in np.load(path):
+            Image.fromarray(image).save(partial / f"{number:06d}.png")
+            number += 1
+    os.replace(partial, folder)

@@ -1,0 +1,211 @@
+"""What stage 1 (tokenizer) and stage 2 (its pixel decoder) share: reconstruction and the game with a discriminator."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.base import Optimization, Task
+from maetok.ema import EMA
+from maetok.losses.diff_augment import UNIFORM_NUMBERS
+from maetok.losses.objective import ReconstructionObjective
+from maetok.networks import MaskedAutoencoder, random_mask
+from maetok.networks.patches import grid_of
+
+Terms = dict[str, tuple[float, Tensor]]
+"""Losses by name: weight, and the scalar before weighting."""
+
+
+class AutoencoderTask(Task):
+    """Trains an autoencoder on pixels, and against a discriminator from some step on.
+
+    Args:
+        model: the autoencoder; what of it requires gradients is trained.
+        generator: its optimisation.
+        objective: pixel, perceptual and adversarial losses.
+        discriminator: builder of the discriminator; called only if the adversarial weight is positive.
+        discriminator_optimization: optimisation of the discriminator.
+        ema_decay: decay of the moving average of the model, which validation uses.
+        activation_checkpointing: recompute block activations in the backward pass to save memory.
+        compile: compile transformer blocks.
+        accumulate_grad_batches: micro-batches per optimizer step.
+        seed: seed of masks, augmentation and noise; ``seed_everything`` if not given.
+
+    Raises:
+        ValueError: for an adversarial weight without discriminator.
+    """
+
+    def __init__(
+        self,
+        model: MaskedAutoencoder,
+        generator: Optimization,
+        objective: ReconstructionObjective,
+        discriminator: Callable[[], nn.Module] | None,
+        discriminator_optimization: Optimization | None,
+        ema_decay: float,
+        activation_checkpointing: bool,
+        compile: bool,
+        accumulate_grad_batches: int,
+        seed: int | None,
+    ) -> None:
+        super().__init__(accumulate_grad_batches, seed)
+        self.model = model
+        self.ema = EMA(model, ema_decay)
+        self.objective = objective
+        self.discriminator: nn.Module | None = None
+        if objective.weights.adversarial:
+            if discriminator is None or discriminator_optimization is None:
+                raise ValueError(
+                    f"objective weights.adversarial={objective.weights.adversarial} needs "
+                    "model.init_args.discriminator and discriminator_optimization; set them, or the weight to 0"
+                )
+            self.discriminator = discriminator()
+        self.generator, self.discriminator_optimization = generator, discriminator_optimization
+        self.compile_blocks, self.activation_checkpointing = compile, activation_checkpointing
+
+    @abstractmethod
+    def mask_ratios(self, uniform: Tensor) -> Tensor | None:
+        """Share of masked patches (B,) of each image from uniform numbers (B,) in [0, 1); None for no mask."""
+
+    @abstractmethod
+    def reconstruct_masked(self, images: Tensor, mask: Tensor | None) -> tuple[Tensor, Terms]:
+        """Training forward pass: reconstructions (B, 3, H, W) with graph, and losses beside those of the pixels."""
+
+    def configure_model(self) -> None:
+        """Apply the compile and activation-checkpointing switches to the trained networks."""
+        self.model.set_activation_checkpointing(self.activation_checkpointing)
+        if self.compile_blocks:
+            self.model.compile_blocks()
+
+    def setup(self, stage: str) -> None:
+        """Check that data and tokenizer agree on the image size, which both configs state."""
+        super().setup(stage)
+        self.check_image_size(self.model.tokenizer.image_size)
+
+    def configure_optimizers(self) -> tuple[list[Any], list[Any]]:
+        """The generator's optimizer first, then the discriminator's if there is one."""
+        pairs = [self.generator.build(self.model, self.trainer.max_steps)]
+        if self.discriminator is not None and self.discriminator_optimization is not None:
+            steps = self.trainer.max_steps - self.objective.discriminator_start
+            pairs.append(self.discriminator_optimization.build(self.discriminator, max(1, steps)))
+        return [optimizer for optimizer, _ in pairs], [schedule for _, schedule in pairs]
+
+    def draw_mask(self, images: Tensor, generator: np.random.Generator) -> Tensor | None:
+        """A random mask (B, N) for these images, or None when masking is off."""
+        rows, columns = grid_of(images, self.model.tokenizer.patch_size)
+        uniform = self.uniform(generator, len(images), 1 + rows * columns)
+        ratios = self.mask_ratios(uniform[:, 0])
+        return None if ratios is None else random_mask(ratios, uniform[:, 1:])
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """One micro-batch for the generator, then the same for the discriminator once it plays."""
+        generator = np.random.default_rng(self.begin_micro_step())
+        images = batch["images"]
+        # Asked before the generator steps: its step and the discriminator's belong together.
+        plays = self.discriminator is not None and self.objective.plays(self.global_step)
+        mask = self.draw_mask(images, generator)
+        augmentation = self.uniform(generator, len(images), 3, UNIFORM_NUMBERS) if plays else None
+        reconstructions, scalars = self.generator_step(images, mask, augmentation)
+        if augmentation is not None:
+            scalars |= self.discriminator_step(images, reconstructions, augmentation)
+        self.end_micro_step()
+        self.log_scalars(scalars)
+
+    def generator_step(
+        self, images: Tensor, mask: Tensor | None, augmentation: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Forward and backward of the trained networks; on the last micro-batch also their optimizer and EMA step.
+
+        Returns:
+            Detached reconstructions (B, 3, H, W) and the scalars to log.
+        """
+        plays = augmentation is not None
+        if self.discriminator is not None:
+            self.discriminator.requires_grad_(False)
+        reconstructions, others = self.reconstruct_masked(images, mask)
+        loss, terms = self.objective.generator(
+            reconstructions,
+            images,
+            self.model.tokenizer.decoder.output.weight,
+            self.discriminator if plays else None,
+            augmentation[:, 0] if augmentation is not None else None,
+        )
+        for name, (weight, term) in others.items():
+            loss, terms[name] = loss + weight * term, term.detach()
+        self.manual_backward(loss / self.accumulate_grad_batches)
+        scalars: dict[str, Tensor | float] = {f"train/{name}": term for name, term in terms.items()}
+        scalars["train/loss"] = loss.detach()
+        if mask is not None:
+            scalars["train/mask_ratio"] = mask.float().mean()
+        if self.is_last_micro_step:
+            scalars["learning_rate/generator"] = self.learning_rate(0)
+            norm = self.step_optimizer(0, self.model, self.generator.gradient_clip)
+            self.ema.update(self.model, self.global_step)
+            scalars["gradient_norm/generator"] = norm
+        return reconstructions.detach(), scalars
+
+    def discriminator_step(
+        self, images: Tensor, reconstructions: Tensor, augmentation: Tensor
+    ) -> dict[str, Tensor | float]:
+        """Forward, backward and, on the last micro-batch, the optimizer step of the discriminator."""
+        assert self.discriminator is not None
+        assert self.discriminator_optimization is not None
+        self.discriminator.requires_grad_(True)
+        uniform = torch.cat((augmentation[:, 1], augmentation[:, 2]))
+        loss, terms = self.objective.adversarial.discriminator(self.discriminator, images, reconstructions, uniform)
+        self.manual_backward(loss / self.accumulate_grad_batches)
+        scalars: dict[str, Tensor | float] = {f"discriminator/{name}": term.detach() for name, term in terms.items()}
+        if self.is_last_micro_step:
+            scalars["learning_rate/discriminator"] = self.learning_rate(1)
+            clip = self.discriminator_optimization.gradient_clip
+            scalars["gradient_norm/discriminator"] = self.step_optimizer(1, self.discriminator, clip)
+        return scalars
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Nothing here: callbacks measure what ``encode``, ``reconstruct`` and ``views`` give."""
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """As in validation, callbacks do the measuring."""
+
+    @property
+    def averaged_model(self) -> MaskedAutoencoder:
+        """The moving average of the trained networks."""
+        network = self.ema.network
+        assert isinstance(network, MaskedAutoencoder)
+        return network
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents (B, L, C) of unmasked images by the averaged tokenizer."""
+        return self.averaged_model.tokenizer.encode(images)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W) of raw latents (B, L, C) by the averaged tokenizer."""
+        return self.averaged_model.tokenizer.decode(latents)
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Reconstructions (B, 3, H, W) of unmasked images by the averaged tokenizer."""
+        return self.averaged_model.tokenizer(images)
+
+    @torch.no_grad()
+    def views(self, images: Tensor) -> dict[str, Tensor]:
+        """Input and reconstruction; while images are masked, also the masked input and what is made of it."""
+        model, patch_size = self.averaged_model, self.model.tokenizer.patch_size
+        grid = grid_of(images, patch_size)
+        pictures = {"input": images, "reconstruction": self.reconstruct(images)}
+        mask = self.draw_mask(images, np.random.default_rng(self.seed))
+        if mask is None:
+            return pictures
+        hidden = mask.unflatten(1, grid).repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2)[:, None]
+        output = model(images, mask)
+        pictures |= {"masked input": images.masked_fill(hidden, 0.0), "from masked": output.reconstructions}
+        return pictures | self.target_views(images, output.predictions)
+
+    def target_views(self, images: Tensor, predictions: dict[str, Tensor]) -> dict[str, Tensor]:
+        """More picture columns, of what else the model predicts."""
+        return {}

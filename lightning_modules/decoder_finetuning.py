@@ -1,0 +1,107 @@
+"""Stage 2: fine-tune the pixel decoder on the frozen encoder (paper section 3.3)."""
+
+from collections.abc import Callable
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from lightning_modules.autoencoder import AutoencoderTask, Terms
+from lightning_modules.base import Optimization
+from maetok.checkpoints import InitFrom
+from maetok.losses.objective import ReconstructionObjective
+from maetok.networks import MaskedAutoencoder, Tokenizer
+from maetok.networks.patches import grid_of, unpatchify
+
+
+class DecoderFinetuning(AutoencoderTask):
+    """Train the pixel decoder alone; encoder, latent tokens and bottleneck stay as they are, so latents do not change.
+
+    The share of masked patches falls linearly from ``mask_ratio`` in the first step to 0 in the last.
+
+    Args:
+        tokenizer: the autoencoder; auxiliary decoders are left behind.
+        init_from: checkpoint or run directory of stage 1; null if the tokenizer brings its weights.
+        generator: optimisation of the decoder.
+        objective: pixel, perceptual and adversarial losses.
+        mask_ratio: share of masked patches in the first step.
+        latent_noise: standard deviation of Gaussian noise added to the latents, so that the decoder gets used to what a
+            diffusion model does not get quite right.
+        discriminator: builder of the discriminator; called only if the adversarial weight is positive. It begins with
+            the weights of the checkpoint of ``init_from`` if that has a discriminator.
+        discriminator_optimization: optimisation of the discriminator.
+        ema_decay: decay of the moving average of the decoder, which validation uses.
+        activation_checkpointing: recompute block activations in the backward pass to save memory.
+        compile: compile transformer blocks.
+        accumulate_grad_batches: micro-batches per optimizer step.
+        seed: seed of masks, augmentation and noise; ``seed_everything`` if not given.
+
+    Raises:
+        ValueError: unless 0 <= mask_ratio < 1 and latent_noise >= 0; for an adversarial weight without discriminator.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        init_from: InitFrom | None,
+        generator: Optimization,
+        objective: ReconstructionObjective,
+        mask_ratio: float = 0.6,
+        latent_noise: float = 0.0,
+        discriminator: Callable[[], nn.Module] | None = None,
+        discriminator_optimization: Optimization | None = None,
+        ema_decay: float = 0.9999,
+        activation_checkpointing: bool = False,
+        compile: bool = False,
+        accumulate_grad_batches: int = 1,
+        seed: int | None = None,
+    ) -> None:
+        if not (0 <= mask_ratio < 1 and latent_noise >= 0):
+            raise ValueError(
+                f"model.init_args.mask_ratio={mask_ratio} must lie in [0, 1), latent_noise={latent_noise} not below 0"
+            )
+        if init_from is not None:
+            init_from.load(tokenizer)
+        tokenizer.encoder.requires_grad_(False)
+        tokenizer.bottleneck.requires_grad_(False)
+        super().__init__(
+            MaskedAutoencoder(tokenizer, {}),
+            generator,
+            objective,
+            discriminator,
+            discriminator_optimization,
+            ema_decay,
+            activation_checkpointing,
+            compile,
+            accumulate_grad_batches,
+            seed,
+        )
+        self.train()  # Lightning keeps the modes that modules have when it begins
+        self.mask_ratio, self.latent_noise = mask_ratio, latent_noise
+        if self.discriminator is not None and init_from is not None:
+            found = InitFrom(init_from.path, "discriminator.").load(self.discriminator, required=False)
+            rank_zero_info(f"discriminator: {'weights of ' + init_from.path if found else 'new'}")
+
+    def train(self, mode: bool = True) -> "DecoderFinetuning":
+        """Encoder and bottleneck stay in evaluation mode."""
+        super().train(mode)
+        self.model.tokenizer.encoder.eval()
+        self.model.tokenizer.bottleneck.eval()
+        return self
+
+    def mask_ratios(self, uniform: Tensor) -> Tensor | None:
+        """The same for all images of a step; none outside training."""
+        if not (self.trainer.training and self.mask_ratio):
+            return None
+        left = 1 - self.global_step / max(1, self.trainer.max_steps - 1)
+        return torch.full_like(uniform, self.mask_ratio * left)
+
+    def reconstruct_masked(self, images: Tensor, mask: Tensor | None) -> tuple[Tensor, Terms]:
+        """Reconstructions from the latents of the frozen encoder; there are no other losses."""
+        tokenizer = self.model.tokenizer
+        with torch.no_grad():
+            latents = tokenizer.encode(images, mask)
+        if self.latent_noise:
+            latents = latents + self.latent_noise * torch.randn_like(latents)
+        grid = grid_of(images, tokenizer.patch_size)
+        return unpatchify(tokenizer.decoder(latents, grid), grid), {}

@@ -1,0 +1,294 @@
+"""Stage 3: train a denoiser on latents, and sample images with it (paper section 3.3)."""
+
+from collections.abc import Sequence
+from functools import reduce
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_modules.base import Optimization, Task
+from lightning_modules.sampling import DenoiserFrom, Sampling
+from maetok.analysis.statistics import ChannelStatistics
+from maetok.checkpoints import InitFrom, weights_hash
+from maetok.distributed import gather_over_ranks
+from maetok.ema import EMA
+from maetok.flow import FlowObjective, index_noise, sample
+from maetok.metrics import to_uint8
+from maetok.networks import Denoiser, Tokenizer, drop_labels
+from maetok.networks.normalizer import LatentNormalizer
+from maetok.pretrained import Frozen
+
+VALIDATION_SEED = 0  # the noise of validation is the same in all runs, so that they compare
+
+
+class LatentDiffusion(Task):
+    """Flow matching on normalised latents, from a cache or from images through the frozen tokenizer.
+
+    Args:
+        denoiser: the network to train.
+        tokenizer: encodes images and decodes samples; ``maetok.Tokenizer.from_pretrained`` as its class_path loads a
+            published one. It is not part of checkpoints.
+        generator: optimisation of the denoiser; needed for ``fit`` only.
+        init_from: checkpoint or run directory with the tokenizer's weights; null if it brings them.
+        denoiser_from: checkpoint or run directory with the weights of the denoiser and the statistics of its latents,
+            to sample from; null for a denoiser that brings them, or to train from the beginning.
+        objective: path, times and loss; linear path, uniform times and squared error if not given.
+        sampling: settings for pictures, metrics and ``predict``.
+        guide_from: checkpoint of an earlier or smaller run of the same denoiser that guides instead of the null label
+            (autoguidance); null for classifier-free guidance.
+        label_dropout: probability of replacing a label by the null label.
+        ema_decays: decays of moving averages of the denoiser; validation and samples use the first.
+        validation_bins: number of time bins of the validation loss.
+        statistics_samples: training samples from which the latents' mean and standard deviation are taken when
+            training on images; a cache brings its own.
+        activation_checkpointing: recompute block activations in the backward pass to save memory.
+        compile: compile transformer blocks.
+        accumulate_grad_batches: micro-batches per optimizer step.
+        seed: seed of times, noise and label dropout; ``seed_everything`` if not given.
+
+    Raises:
+        ValueError: if tokenizer and denoiser do not fit, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        tokenizer: Tokenizer,
+        generator: Optimization | None = None,
+        init_from: InitFrom | None = None,
+        denoiser_from: DenoiserFrom | None = None,
+        objective: FlowObjective | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+        guide_from: DenoiserFrom | None = None,
+        label_dropout: float = 0.1,
+        ema_decays: Sequence[float] = (0.9999,),
+        validation_bins: int = 10,
+        statistics_samples: int = 50_000,
+        activation_checkpointing: bool = False,
+        compile: bool = False,
+        accumulate_grad_batches: int = 1,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(accumulate_grad_batches, seed)
+        if not 0 <= label_dropout <= 1 or not ema_decays or validation_bins < 1:
+            raise ValueError(
+                f"model.init_args: label_dropout={label_dropout} must lie in [0, 1], ema_decays={list(ema_decays)} "
+                f"must name at least one, validation_bins={validation_bins} must be positive"
+            )
+        check_sizes(tokenizer, denoiser)
+        if init_from is not None:
+            init_from.load(tokenizer)
+        self.tokenizer_hash = tokenizer.latents_hash()
+        self.tokenizer = Frozen(tokenizer)
+        self.normalizer = LatentNormalizer(denoiser.latent_channels)
+        self.guide_from = guide_from.located() if guide_from is not None else None
+        self.guide = Frozen(self.guide_from.loaded_copy(denoiser)) if self.guide_from is not None else None
+        self.denoiser_from = denoiser_from.located() if denoiser_from is not None else None
+        if self.denoiser_from is not None:
+            self.denoiser_from.load(denoiser)
+            InitFrom(self.denoiser_from.path, "normalizer.").load(self.normalizer)
+        self.denoiser = denoiser
+        self.emas = nn.ModuleList(EMA(denoiser, decay) for decay in ema_decays)
+        self.objective = objective if objective is not None else FlowObjective()
+        self.generator, self.sampling, self.label_dropout = generator, sampling, label_dropout
+        self.validation_bins, self.statistics_samples = validation_bins, statistics_samples
+        self.compile_blocks, self.activation_checkpointing = compile, activation_checkpointing
+
+    def setup(self, stage: str) -> None:
+        """Check that data and networks fit, and that there is something to sample from.
+
+        Raises:
+            ValueError: if they do not, or weights are missing.
+        """
+        super().setup(stage)
+        self.check_image_size(self.tokenizer.network.image_size)  # type: ignore[arg-type]
+        classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", self.denoiser.num_classes)
+        if classes != self.denoiser.num_classes:
+            raise ValueError(
+                f"data.init_args.num_classes={classes}, but model.init_args.denoiser.init_args.num_classes="
+                f"{self.denoiser.num_classes}: set both to one number"
+            )
+        if stage == "predict" and self.denoiser_from is None and not getattr(self.denoiser, "published_config", None):
+            rank_zero_warn("sampling from a denoiser that was not trained: set model.init_args.denoiser_from")
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to sample from a checkpoint that the record of the samples would not name."""
+        super().on_load_checkpoint(checkpoint)
+        if self.trainer.state.fn == "predict":
+            raise ValueError(
+                "predict takes no --ckpt_path here: give the checkpoint as model.init_args.denoiser_from.path"
+            )
+
+    def configure_model(self) -> None:
+        """Apply the compile and activation-checkpointing switches to the denoiser."""
+        self.denoiser.set_activation_checkpointing(self.activation_checkpointing)
+        if self.compile_blocks:
+            self.denoiser.compile_blocks()
+
+    def configure_optimizers(self) -> tuple[list[Any], list[Any]]:
+        """One optimizer, of the denoiser; raises ValueError if there is no word of it."""
+        if self.generator is None:
+            raise ValueError("model.init_args.generator is missing: the denoiser's optimizer and schedule, to train it")
+        optimizer, schedule = self.generator.build(self.denoiser, self.trainer.max_steps)
+        return [optimizer], [schedule]
+
+    def on_fit_start(self) -> None:
+        """Take the latents' statistics, unless a checkpoint has brought them."""
+        if self.checkpoint_step:
+            return
+        index = self.trainer.datamodule.index("train")  # type: ignore[attr-defined]
+        if hasattr(index, "std"):
+            mean, std = index.mean, index.std
+        else:
+            mean, std = self.measured_statistics()
+        self.normalizer.set_statistics(torch.as_tensor(mean).float(), torch.as_tensor(std).float())
+
+    @torch.no_grad()
+    def measured_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation (C,) float64 of the latents of training images, over all processes."""
+        rank_zero_info(f"measuring the latents of up to {self.statistics_samples} training images")
+        parts: list[ChannelStatistics] = []
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        for loaded in data.evaluation_dataloader("train", self.statistics_samples):
+            batch = self.trainer.strategy.batch_to_device(loaded)
+            latents = self.raw_latents(batch)[batch["valid"]]
+            if len(latents):
+                parts.append(ChannelStatistics.of(latents.float().cpu().numpy()))
+        merged = reduce(ChannelStatistics.merge, chain(*gather_over_ranks(parts)))
+        return merged.mean, merged.std
+
+    def raw_latents(self, batch: dict[str, Tensor]) -> Tensor:
+        """Latents (B, L, C) of a batch of latents or of images."""
+        return batch["latents"] if "latents" in batch else self.encode(batch["images"])
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """One micro-batch."""
+        generator = np.random.default_rng(self.begin_micro_step())
+        latents = self.normalizer.normalize(self.raw_latents(batch))
+        uniform = self.uniform(generator, len(latents), 2)
+        rows = torch.arange(len(latents), device=self.device) * self.trainer.world_size + self.global_rank
+        micro_batches = self.global_step * self.accumulate_grad_batches + self.micro_step
+        first = micro_batches * len(latents) * self.trainer.world_size
+        noise = index_noise(self.seed, first + rows, shape=latents.shape[1:])
+        labels = drop_labels(batch["labels"], uniform[:, 1], self.label_dropout, self.denoiser.num_classes)
+        losses, terms = self.objective.loss(self.denoiser, latents, noise, uniform[:, 0], labels)
+        loss = losses.mean()
+        self.manual_backward(loss / self.accumulate_grad_batches)
+        scalars: dict[str, Tensor | float] = {f"train/{name}": term for name, term in terms.items()}
+        scalars["train/loss"] = loss.detach()
+        if self.is_last_micro_step:
+            scalars["learning_rate/denoiser"] = self.learning_rate(0)
+            assert self.generator is not None
+            scalars["gradient_norm/denoiser"] = self.step_optimizer(0, self.denoiser, self.generator.gradient_clip)
+            for ema in self.emas:
+                ema.update(self.denoiser, self.global_step)
+        self.end_micro_step()
+        self.log_scalars(scalars)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin to sum up losses by time bin."""
+        self.bin_sums = torch.zeros(2, self.validation_bins, dtype=torch.float64, device="cpu")
+
+    @torch.no_grad()
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Squared velocity error of each sample at the middle of one time bin, the same bin and noise in every run."""
+        valid = batch["valid"]
+        latents, indices = self.normalizer.normalize(self.raw_latents(batch))[valid], batch["indices"][valid]
+        if len(latents) == 0:
+            return
+        bins = indices % self.validation_bins
+        noise = index_noise(VALIDATION_SEED, indices, shape=latents.shape[1:])
+        times = (bins + 0.5) / self.validation_bins
+        terms = self.objective.terms_at(self.averaged_denoiser, latents, noise, times, batch["labels"][valid])
+        self.bin_sums[0].index_add_(0, bins.cpu(), terms["velocity_mse"].double().cpu())
+        self.bin_sums[1] += bins.cpu().bincount(minlength=self.validation_bins)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean loss of each bin and of all bins."""
+        super().on_validation_epoch_end()
+        sums = self.trainer.strategy.reduce(self.bin_sums.to(self.device), reduce_op="sum")
+        for number, (total, count) in enumerate(sums.T.tolist()):
+            if count:
+                self.log(f"validation_loss_at/{(number + 0.5) / self.validation_bins:.3f}", total / count)
+        total, count = sums.sum(1).tolist()
+        self.log("validation/diffusion_loss", total / max(1.0, count), prog_bar=True)
+
+    test_step = validation_step
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_epoch_end = on_validation_epoch_end
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Images (n, H, W, 3) uint8 of the n valid labels and sample indices of a batch."""
+        images = self.sample(batch["labels"][batch["valid"]], batch["indices"][batch["valid"]])
+        return to_uint8(images).permute(0, 2, 3, 1)
+
+    def sampling_identity(self) -> dict[str, Any]:
+        """What samples depend on beside their labels, for the record."""
+        networks = [self.averaged_denoiser, self.normalizer, self.tokenizer.network]
+        networks += [self.guide.network] if self.guide is not None else []
+        return {
+            "checkpoint": self.denoiser_from and self.denoiser_from.path,
+            "guide": self.guide_from and self.guide_from.path,
+            "weights": weights_hash("", [network.state_dict() for network in networks]),
+            "precision": str(self.trainer.precision),
+            **self.sampling.identity(),
+        }
+
+    @property
+    def averaged_denoiser(self) -> Denoiser:
+        """The first moving average of the denoiser."""
+        network = self.emas[0].network
+        assert isinstance(network, Denoiser)
+        return network
+
+    def frozen_tokenizer(self) -> Tokenizer:
+        """The tokenizer, on the device of this task."""
+        return self.tokenizer.network.to(self.device)  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Raw latents (B, L, C) of images (B, 3, H, W) in [-1, 1]."""
+        return self.frozen_tokenizer().encode(images)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W), about [-1, 1], of raw latents (B, L, C)."""
+        return self.frozen_tokenizer().decode(latents)
+
+    @torch.no_grad()
+    def sample(self, labels: Tensor, indices: Tensor, guidance_scale: float | None = None) -> Tensor:
+        """Images (n, 3, H, W), about [-1, 1], of labels (n,); each depends on label, index and sampling seed alone.
+
+        Args:
+            labels: (n,) int64.
+            indices: (n,) int64, numbers of the samples, which decide their noise.
+            guidance_scale: that of ``sampling`` if not given.
+        """
+        sampling, shape = self.sampling, (self.denoiser.latent_tokens, self.denoiser.latent_channels)
+        normalized = sample(
+            self.averaged_denoiser,
+            labels,
+            index_noise(sampling.seed, indices, shape=shape),
+            solver=sampling.used_solver,
+            guidance_scale=sampling.guidance_scale if guidance_scale is None else guidance_scale,
+            guidance_interval=sampling.guidance_interval,
+            guide=self.guide,
+            interpolant=self.objective.interpolant,
+            step_noise=lambda step: index_noise(sampling.seed, indices, step, shape),
+        )
+        return self.decode(self.normalizer.denormalize(normalized))
+
+
+def check_sizes(tokenizer: Tokenizer, denoiser: Denoiser) -> None:
+    """Raise ValueError unless the denoiser's latents are those of the tokenizer."""
+    own = denoiser.latent_tokens, denoiser.latent_channels
+    theirs = tokenizer.latent_tokens, tokenizer.latent_channels
+    if own != theirs:
+        raise ValueError(
+            f"model.init_args.denoiser has (latent_tokens, latent_channels) = {own}, but the tokenizer {theirs}: set "
+            "both to one size"
+        )

@@ -1,0 +1,62 @@
+"""Settings of sampling: how images are made, and by which weights."""
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from maetok.checkpoints import InitFrom
+from maetok.flow import Euler, Solver
+from maetok.networks import Denoiser
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are made.
+
+    Args:
+        solver: integrates from noise to data; Euler with 250 steps if not given.
+        guidance_scale: 1 for no guidance.
+        guidance_interval: (low, high) in which guidance is active; t = 0 is data.
+        seed: with the index of a sample it decides its noise.
+    """
+
+    solver: Solver | None = None
+    guidance_scale: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    seed: int = 0
+
+    @property
+    def used_solver(self) -> Solver:
+        """The solver, which is Euler if none is given."""
+        return self.solver if self.solver is not None else Euler()
+
+    def identity(self) -> dict[str, Any]:
+        """The settings as JSON can hold them."""
+        numbers = {name: value for name, value in vars(self.used_solver).items() if np.isscalar(value)}
+        return {
+            "solver": {"name": type(self.used_solver).__name__, **numbers},
+            "guidance_scale": self.guidance_scale,
+            "guidance_interval": list(self.guidance_interval),
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class DenoiserFrom(InitFrom):
+    """Weights of a denoiser from a run of ``LatentDiffusion``; those of its first moving average by default."""
+
+    KEY: ClassVar[str] = "denoiser_from"
+
+    prefix: str = "emas.0.network."
+
+    def located(self) -> Self:
+        """The same with the checkpoint file itself as path, whatever the run writes from now on."""
+        return replace(self, path=str(self.locate()))
+
+    def loaded_copy(self, denoiser: Denoiser) -> Denoiser:
+        """A denoiser of the same architecture with these weights."""
+        other = copy.deepcopy(denoiser)
+        self.load(other)
+        return other

@@ -1,0 +1,115 @@
+"""Stage 2 changes the pixel decoder and nothing that latents depend on."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from lightning_modules import DecoderFinetuning
+from maetok import Tokenizer
+from maetok.checkpoints import InitFrom
+from maetok.losses import LossWeights, ReconstructionObjective
+from maetok.networks import HOGTarget, KLBottleneck, PlainBottleneck
+from tests.lightning_modules.test_tokenizer_training import SIZE, CountingDiscriminator, fit, optimization, task
+
+
+def tokenizer(bottleneck=PlainBottleneck) -> Tokenizer:
+    torch.manual_seed(1)
+    return Tokenizer(16, 4, 2, partial(bottleneck, channels=4), SIZE, SIZE)
+
+
+def finetuning(init_from: InitFrom | None = None, adversarial: float = 0.0, **options) -> DecoderFinetuning:
+    torch.manual_seed(2)
+    defaults = {
+        "tokenizer": tokenizer(),
+        "init_from": init_from,
+        "generator": optimization(),
+        "objective": ReconstructionObjective(LossWeights(1.0, 0.0, adversarial), discriminator_start=0),
+        "discriminator": CountingDiscriminator,
+        "discriminator_optimization": optimization(),
+        "ema_decay": 0.5,
+    }
+    return DecoderFinetuning(**(defaults | options))
+
+
+class Ratios(Callback):
+    """Share of masked patches of each step."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_train_batch_end(self, trainer, pl_module, *_) -> None:
+        self.seen.append(float(trainer.callback_metrics.get("train/mask_ratio", 0.0)))
+        trainer.callback_metrics.pop("train/mask_ratio", None)
+        assert pl_module.training
+        assert not pl_module.model.tokenizer.encoder.training
+        assert not pl_module.model.tokenizer.bottleneck.training
+        assert pl_module.model.tokenizer.decoder.training
+
+
+@pytest.mark.parametrize("bottleneck", [PlainBottleneck, KLBottleneck])
+def test_latents_stay_bit_identical_while_the_decoder_learns(tmp_path: Path, bottleneck) -> None:
+    images = torch.rand(4, 3, 16, 16) * 2 - 1
+    model = finetuning(adversarial=0.5, tokenizer=tokenizer(bottleneck), latent_noise=0.1)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert all(name.startswith(("model.tokenizer.decoder.", "discriminator.")) for name in trained)
+    before, first = model.encode(images), model.reconstruct(images)
+    model.model.tokenizer.eval()
+    raw, state = model.model.tokenizer.encode(images), tokenizer(bottleneck).state_dict()
+    fit(model, tmp_path, 5)
+    assert torch.equal(model.encode(images), before)
+    model.model.tokenizer.eval()
+    assert torch.equal(model.model.tokenizer.encode(images), raw)
+    assert model.averaged_model.tokenizer.latents_hash() == tokenizer(bottleneck).latents_hash()
+    assert not torch.allclose(model.reconstruct(images), first, atol=1e-3)
+    for name, value in model.model.tokenizer.state_dict().items():
+        moved = not torch.equal(value, state[name])
+        assert moved == name.startswith("decoder.") or name.endswith("mask_token"), name
+
+
+def test_masking_falls_linearly_to_nothing(tmp_path: Path) -> None:
+    ratios = Ratios()
+    fit(finetuning(mask_ratio=0.75), tmp_path, 4, ratios)
+    assert ratios.seen == [0.75, 0.5, 0.25, 0.0]  # sixteen patches
+    ratios = Ratios()
+    fit(finetuning(mask_ratio=0.0), tmp_path, 2, ratios)
+    assert ratios.seen == [0.0, 0.0]
+
+
+def test_it_begins_with_stage_1_without_its_auxiliary_decoders(tmp_path: Path) -> None:
+    targets = {"hog": partial(HOGTarget, cell_size=4)}
+    objective = ReconstructionObjective(LossWeights(1.0, 0.0, 0.5), discriminator_start=0)
+    stage_1 = task(tokenizer=tokenizer(), objective=objective, targets=targets)
+    trainer = fit(stage_1, tmp_path, 3)
+    trainer.save_checkpoint(tmp_path / "stage1.ckpt")
+    model = finetuning(InitFrom(str(tmp_path / "stage1.ckpt")), adversarial=0.5)
+    averaged = stage_1.averaged_model.tokenizer.state_dict()
+    for name, value in model.model.tokenizer.state_dict().items():
+        assert torch.equal(value, averaged[name])
+        assert torch.equal(model.averaged_model.tokenizer.state_dict()[name], averaged[name])
+    for name, value in model.discriminator.state_dict().items():
+        assert torch.equal(value, stage_1.discriminator.state_dict()[name])
+    assert any("auxiliary" in name for name in stage_1.state_dict())
+    assert not any("auxiliary" in name for name in model.state_dict())
+    plain = task(tokenizer=tokenizer(), adversarial=0.0, targets=targets)
+    fit(plain, tmp_path, 1).save_checkpoint(tmp_path / "plain.ckpt")
+    finetuning(InitFrom(str(tmp_path / "plain.ckpt")), adversarial=0.5)  # a new discriminator is no error
+    raw = finetuning(InitFrom(str(tmp_path / "stage1.ckpt"), "model.tokenizer."))
+    assert torch.equal(raw.model.tokenizer.decoder.output.weight, stage_1.model.tokenizer.decoder.output.weight)
+
+
+def test_a_stage_2_checkpoint_can_be_begun_with_as_well(tmp_path: Path) -> None:
+    model = finetuning()
+    fit(model, tmp_path, 2).save_checkpoint(tmp_path / "stage2.ckpt")
+    again = tokenizer()
+    InitFrom(str(tmp_path / "stage2.ckpt")).load(again)
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(again.eval()(images), model.reconstruct(images))
+
+
+@pytest.mark.parametrize("options", [{"mask_ratio": 1.0}, {"mask_ratio": -0.1}, {"latent_noise": -1.0}])
+def test_ranges(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"model\.init_args\.mask_ratio=.* must lie in \[0, 1\), latent_noise="):
+        finetuning(**options)
