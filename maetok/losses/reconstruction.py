@@ -1,5 +1,6 @@
 """Pixel and perceptual reconstruction losses. Images are (B, 3, H, W) in [-1, 1]; results are float32 scalars."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maetok.checkpoints import weights_hash
 from maetok.pretrained import Frozen, Normalization, channels_first, create_size_free_model
 
 
@@ -26,31 +28,47 @@ class PerceptualLoss(nn.Module, ABC):
 
 
 class LPIPSLoss(PerceptualLoss):
-    """LPIPS (Zhang et al. 2018) of torchmetrics; its VGG weights come from torchvision's cache or download.
+    """LPIPS (Zhang et al. 2018) of torchmetrics on a backbone with torchvision's weights.
 
     Args:
         net_type: backbone; the paper uses ``vgg``.
+        checkpoint_path: torchvision's file of the backbone's weights; if not given, torchvision's cache or download.
 
     Raises:
         RuntimeError: if torchvision's weights cannot be loaded.
     """
 
-    def __init__(self, net_type: Literal["vgg", "alex", "squeeze"] = "vgg") -> None:
+    def __init__(self, net_type: Literal["vgg", "alex", "squeeze"] = "vgg", checkpoint_path: str = "") -> None:
         super().__init__()
-        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+        from torchmetrics.functional.image.lpips import _LPIPS
 
         try:
-            network = LearnedPerceptualImagePatchSimilarity(net_type=net_type).net
-        except OSError as error:
+            network = _LPIPS(net=net_type, pnet_rand=bool(checkpoint_path))
+            if checkpoint_path:
+                weights = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+                # the backbone holds torchvision's layers under their numbers, in one slice after another
+                names = {name: re.sub(r"^slices?\.?\d+\.", "features.", name) for name in network.net.state_dict()}
+                network.net.load_state_dict({name: weights[theirs] for name, theirs in names.items()})
+        except (OSError, KeyError) as error:
             raise RuntimeError(
-                f"cannot load torchvision's weights for LPIPS with net_type={net_type!r}: {error}. Put the file into "
-                "$TORCH_HOME/hub/checkpoints on a machine with network access, or use TimmPerceptualLoss."
+                f"cannot load torchvision's weights for LPIPS with net_type={net_type!r}, "
+                f"checkpoint_path={checkpoint_path!r}: {error}. Put the file into $TORCH_HOME/hub/checkpoints on a "
+                "machine with network access, set checkpoint_path to it, or use TimmPerceptualLoss."
             ) from error
-        self.network = Frozen(network)
+        self.network, self.net_type = Frozen(network), net_type
+
+    @property
+    def digest(self) -> str:
+        """Hash of the weights, in hexadecimal."""
+        return weights_hash(f"LPIPS {self.net_type}", [self.network.network.state_dict()])
 
     def forward(self, reconstructions: Tensor, images: Tensor) -> Tensor:
         """Mean LPIPS distance. Out-of-range pixels are not clamped, so they keep their gradient."""
-        return self.network(reconstructions.float(), images.float()).mean()
+        return self.per_image(reconstructions, images).mean()
+
+    def per_image(self, reconstructions: Tensor, images: Tensor) -> Tensor:
+        """(B, 3, H, W) twice, in [-1, 1] -> LPIPS distances (B,)."""
+        return self.network(reconstructions.float(), images.float()).flatten()
 
 
 class TimmPerceptualLoss(PerceptualLoss):

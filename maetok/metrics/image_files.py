@@ -1,0 +1,152 @@
+"""Images in folders and npz files, read a batch at a time."""
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maetok.metrics.gaussians import Gaussian
+
+EXTENSIONS = (".png", ".jpg", ".jpeg")
+
+
+def center_crop(image: Tensor, size: int) -> Tensor:
+    """Bicubic antialiased resize of (3, H, W) uint8 to the smallest size that covers the square, then its centre.
+
+    The rule of the protocols; that of the validation images, pixel for pixel.
+    """
+    height, width = image.shape[1:]
+    scale = max(size / height, size / width)
+    if scale != 1.0:
+        new_size = [max(round(height * scale), size), max(round(width * scale), size)]
+        image = F.interpolate(image[None], new_size, mode="bicubic", antialias=True)[0]
+    top, left = (image.shape[1] - size) // 2, (image.shape[2] - size) // 2
+    return image[:, top : top + size, left : left + size]
+
+
+class ImageFolder:
+    """PNG and JPEG files of a folder, in the order of their names.
+
+    Args:
+        path: the folder.
+        image_size: side of the square that images are cropped to; None to take them as they are.
+
+    Raises:
+        FileNotFoundError: if the folder holds no images.
+    """
+
+    labels: np.ndarray | None = None
+    statistics: dict[str, Gaussian] | None = None
+
+    def __init__(self, path: Path, image_size: int | None = None) -> None:
+        self.paths = sorted(file for file in path.iterdir() if file.suffix.lower() in EXTENSIONS)
+        self.names, self.image_size = [file.stem for file in self.paths], image_size
+        if not self.paths:
+            raise FileNotFoundError(f"{path} holds no {', '.join(EXTENSIONS)} files")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, path: Path) -> Tensor:
+        """(3, H, W) uint8, upright."""
+        from PIL import Image, ImageOps
+
+        image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return pixels if self.image_size is None else center_crop(pixels, self.image_size)
+
+    def batches(self, batch_size: int) -> Iterator[Tensor]:
+        """(n, 3, H, W) uint8.
+
+        Raises:
+            ValueError: if images are of several sizes.
+        """
+        for start in range(0, len(self.paths), batch_size):
+            images = [self.read(path) for path in self.paths[start : start + batch_size]]
+            if len({image.shape for image in images}) > 1:
+                raise ValueError(f"{self.paths[0].parent} holds images of several sizes: crop them with --image-size")
+            yield torch.stack(images)
+
+
+class ImageArchive:
+    """``arr_0`` (N, H, W, 3) uint8 of an npz file, and what may stand beside it.
+
+    ``labels`` (N,) is what ``callbacks.SampleWriter`` adds; ``mu``, ``sigma``, ``mu_s`` and ``sigma_s`` are the moments
+    of pooled and spatial Inception features in reference files of the ADM evaluation suite, which may lack images.
+
+    Args:
+        path: the file; compressed ones can be read as well.
+
+    Raises:
+        ValueError: if it holds neither images nor moments.
+    """
+
+    names: list[str] | None = None
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.shape: tuple[int, ...] = (0, 0, 0, 3)
+        with np.load(path) as arrays:
+            there = set(arrays.files)
+            self.labels = arrays["labels"] if "labels" in there else None
+            self.statistics = {
+                name: Gaussian(*as_float64(arrays[mean], arrays[covariance]))
+                for name, mean, covariance in (("pool", "mu", "sigma"), ("spatial", "mu_s", "sigma_s"))
+                if {mean, covariance} <= there
+            }
+        if "arr_0" in there:
+            with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as member:
+                self.shape = self.read_header(member)
+        elif not self.statistics:
+            raise ValueError(f"{path} holds neither images (arr_0) nor moments (mu, sigma), but {sorted(there)}")
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def read_header(self, member: IO[bytes]) -> tuple[int, ...]:
+        """Read the beginning of an array and return its shape; raises ValueError if it holds no uint8 images."""
+        headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, fortran_order, dtype = headers[np.lib.format.read_magic(member)](member)
+        if dtype != np.uint8 or fortran_order or len(shape) != 4 or shape[3] != 3:
+            raise ValueError(f"arr_0 of {self.path} must be (N, H, W, 3) uint8, got {shape} {dtype}")
+        return shape
+
+    def batches(self, batch_size: int) -> Iterator[Tensor]:
+        """(n, 3, H, W) uint8; no more than a batch is in memory."""
+        if not len(self):
+            return
+        count, height, width, channels = self.shape
+        with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as member:
+            self.read_header(member)
+            for start in range(0, count, batch_size):
+                shape = (min(batch_size, count - start), height, width, channels)
+                pixels = np.frombuffer(member.read(int(np.prod(shape))), dtype=np.uint8).reshape(shape)
+                yield torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).contiguous()
+
+
+def as_float64(mean: np.ndarray, covariance: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Both as float64 tensors."""
+    return torch.from_numpy(mean.astype(np.float64)), torch.from_numpy(covariance.astype(np.float64))
+
+
+def open_images(path: Path, image_size: int | None = None) -> ImageFolder | ImageArchive:
+    """Images of a folder or npz file.
+
+    Args:
+        path: the folder or file.
+        image_size: side of the square that images of a folder are cropped to; None to take them as they are.
+
+    Raises:
+        FileNotFoundError: if there is no such thing.
+        ValueError: if it holds no images.
+    """
+    if path.is_dir():
+        return ImageFolder(path, image_size)
+    if path.is_file() and path.suffix == ".npz":
+        return ImageArchive(path)
+    raise FileNotFoundError(f"{path} is neither a folder of images nor an npz file")
