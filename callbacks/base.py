@@ -1,4 +1,4 @@
-"""What callbacks share. Of a task they know ``encode``, ``reconstruct`` and ``views`` (lightning_modules/base.py)."""
+"""What callbacks share. Of a task they know five methods, see ``Task`` in lightning_modules/base.py."""
 
 from typing import Any
 
@@ -8,3 +8,19 @@ from lightning.pytorch import Trainer
 def generator_step(trainer: Trainer, pl_module: Any) -> int:
     """The step that the weights have: the trainer's in ``fit``, the loaded checkpoint's in other subcommands."""
     return trainer.global_step or int(getattr(pl_module, "checkpoint_step", 0))
+
+
+def is_last_validation(trainer: Trainer) -> bool:
+    """Whether this is the validation of the last training step, or one of a subcommand of its own."""
+    return trainer.state.fn != "fit" or trainer.global_step >= trainer.max_steps > 0
+
+
+def is_due(trainer: Trainer, every_n_steps: int) -> bool:
+    """Whether to measure in this validation: the last one, and those at multiples of a step; 0 for the last only."""
+    return is_last_validation(trainer) or bool(every_n_steps and not trainer.global_step % every_n_steps)
+
+
+def forget_metrics(trainer: Trainer, *prefixes: str) -> None:
+    """Remove what an earlier validation measured, which reports would take for this one's."""
+    for name in [name for name in trainer.callback_metrics if name.startswith(prefixes)]:
+        del trainer.callback_metrics[name]

@@ -1,7 +1,6 @@
 """Checkpoints to continue a run from, and finding the newest of them."""
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 
-PATTERN = re.compile(r"step=(\d+)\.ckpt")
-
-
-def complete_checkpoints(run_directory: str | Path) -> list[Path]:
-    """All checkpoints of a run by step, oldest first. Unfinished ones have another name and are not listed."""
-    folder = Path(run_directory) / "checkpoints"
-    found = [(int(match[1]), path) for path in folder.glob("step=*.ckpt") if (match := PATTERN.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+from maetok.checkpoints import complete_checkpoints
 
 
 def resolve_checkpoint(ckpt_path: str | None, run_directory: str | Path, subcommand: str) -> str | None:

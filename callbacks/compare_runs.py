@@ -8,6 +8,7 @@ ROWS = {
     "validation/psnr": ("PSNR (dB)", "{:.2f}"),
     "validation/ssim": ("SSIM", "{:.3f}"),
     "validation/l1": ("L1", "{:.4f}"),
+    "validation/reconstruction_fd": ("FD", "{:.2f}"),
     "validation/linear_probe": ("linear probe", "{:.1%}"),
     "step": ("steps", "{:.0f}"),
     "minutes": ("minutes", "{:.1f}"),

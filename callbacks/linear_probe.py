@@ -1,20 +1,23 @@
-"""Linear-probe accuracy of the latents, an early sign of how easy the latent space is for a diffusion model."""
+"""Linear-probe and nearest-neighbour accuracy of the latents: how easy the latent space is for a diffusion model."""
 
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch import Callback, Trainer
 
-from maetok.analysis import linear_probe_accuracy
+from callbacks.base import forget_metrics, is_due
+from callbacks.latents import gather_latents
+from maetok.analysis import linear_probe_accuracy, neighbour_accuracy
 
 
 class LinearProbe(Callback):
     """Fits a linear classifier on training latents and logs its accuracy on validation latents.
 
-    Logged as ``validation/linear_probe`` in [0, 1] in the validation of the last step and in ``validate``. The
-    datamodule must offer ``evaluation_dataloader(split, max_samples)``. The first process fits while the others wait:
-    keep ``max_samples`` and ``iterations`` small enough for the collective time limit.
+    Logged in [0, 1] in the validation of the last step and in ``validate``: ``validation/linear_probe`` of the
+    flattened latents with the bounds ``validation/linear_probe_low`` and ``_high`` of its 95 % interval,
+    ``validation/linear_probe_pooled`` of their mean over the tokens, and ``validation/knn`` by the classes of the 20
+    nearest training latents. The datamodule must offer ``evaluation_dataloader(split, max_samples)``. The first process
+    fits while the others wait: keep ``max_samples`` and ``iterations`` small enough for the collective time limit.
 
     Args:
         every_n_steps: probe as well in validations at multiples of this step; 0 for the last step only.
@@ -29,27 +32,23 @@ class LinearProbe(Callback):
         """Encode both splits, fit, log."""
         if trainer.sanity_checking:
             return
-        is_last = trainer.state.fn != "fit" or trainer.global_step >= trainer.max_steps > 0
-        if not is_last and (not self.every_n_steps or trainer.global_step % self.every_n_steps):
-            trainer.callback_metrics.pop("validation/linear_probe", None)  # an older one is not this validation's
+        if not is_due(trainer, self.every_n_steps):
+            forget_metrics(trainer, "validation/linear_probe", "validation/knn")
             return
-        train, validation = (self.latents_and_labels(trainer, pl_module, split) for split in ("train", "validation"))
-        accuracy = linear_probe_accuracy(*train, *validation, self.iterations) if trainer.is_global_zero else 0.0
-        accuracy = trainer.strategy.broadcast(accuracy)
-        pl_module.log("validation/linear_probe", accuracy, rank_zero_only=True)
+        train, validation = (
+            gather_latents(trainer, pl_module, split, self.max_samples) for split in ("train", "validation")
+        )
+        accuracies = self.accuracies(*train, *validation) if trainer.is_global_zero else {}
+        for name, accuracy in trainer.strategy.broadcast(accuracies).items():
+            pl_module.log(f"validation/{name}", accuracy, rank_zero_only=True)
 
-    @torch.no_grad()
-    def latents_and_labels(self, trainer: Trainer, pl_module: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Latents (n, L, C) float32 and labels (n,) of a split, gathered from all processes."""
-        latents, labels, valid = [], [], []
-        loader = trainer.datamodule.evaluation_dataloader(split, self.max_samples)  # type: ignore[attr-defined]
-        for loaded in loader:
-            batch = trainer.strategy.batch_to_device(loaded)
-            latents.append(pl_module.encode(batch["images"]).float())
-            labels.append(batch["labels"])
-            valid.append(batch["valid"])
-        gathered = [pl_module.all_gather(torch.cat(parts)) for parts in (latents, labels, valid)]
-        if trainer.world_size > 1:
-            gathered = [parts.flatten(0, 1) for parts in gathered]
-        keep = gathered[2]
-        return gathered[0][keep].cpu().numpy(), gathered[1][keep].cpu().numpy()
+    def accuracies(self, *samples: np.ndarray) -> dict[str, float]:
+        """Accuracies by name, from latents and labels of both splits."""
+        flattened = linear_probe_accuracy(*samples, self.iterations)
+        return {
+            "linear_probe": flattened.value,
+            "linear_probe_low": flattened.low,
+            "linear_probe_high": flattened.high,
+            "linear_probe_pooled": linear_probe_accuracy(*samples, self.iterations, view="pooled").value,
+            "knn": neighbour_accuracy(*samples).value,
+        }

@@ -45,7 +45,7 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count images, and log when Lightning logs."""
-        self.images += len(batch["images"]) * trainer.world_size
+        self.images += len(batch["labels"]) * trainer.world_size
         if (batch_idx + 1) % trainer.log_every_n_steps:
             return
         self._stop_clock()

@@ -1,8 +1,11 @@
 """Linear probing: how well classes can be told apart by a linear classifier on latents (paper section 4)."""
 
 import warnings
+from typing import Literal
 
 import numpy as np
+
+from maetok.analysis.accuracy import Accuracy
 
 
 def linear_probe_accuracy(
@@ -11,23 +14,29 @@ def linear_probe_accuracy(
     test_features: np.ndarray,
     test_labels: np.ndarray,
     iterations: int = 300,
-) -> float:
-    """Accuracy in [0, 1] of logistic regression on flattened, standardised features.
+    view: Literal["flattened", "pooled"] = "flattened",
+) -> Accuracy:
+    """Held-out accuracy of logistic regression on standardised features, with its 95 % interval.
 
     Args:
-        train_features: (n, ...) features to fit on; flattened to (n, d).
+        train_features: (n, ...) features to fit on, float32 or float64.
         train_labels: (n,) class indices.
         test_features: (m, ...) held-out features.
         test_labels: (m,) class indices.
         iterations: limit of L-BFGS iterations; stopping there is early stopping, not an error.
+        view: features of a sample flattened (paper), or of latents (n, L, C) the mean (n, C) over the tokens.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    train, test = (
+        features.mean(axis=1) if view == "pooled" else features.reshape(len(features), -1)
+        for features in (train_features, test_features)
+    )
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=iterations))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        probe.fit(train_features.reshape(len(train_features), -1), train_labels)
-    return float(probe.score(test_features.reshape(len(test_features), -1), test_labels))
+        probe.fit(train, train_labels)
+    return Accuracy.of(int((probe.predict(test) == test_labels).sum()), len(test_labels))

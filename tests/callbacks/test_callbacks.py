@@ -3,44 +3,18 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from callbacks import LinearProbe, ReconstructionMetrics, ResumableCheckpoint, StepProgressBar, Throughput
 from callbacks.compare_runs import main as compare_runs
 from callbacks.compare_runs import table
 from callbacks.reconstruction_pictures import picture_grid, save_png
-from maetok.analysis import linear_probe_accuracy
 from maetok.metrics import reconstruction_metrics, to_unit_range
-
-
-class Task:
-    """What callbacks see of a task: here latents are the images' corner, reconstructions are off by a constant."""
-
-    device = torch.device("cpu")
-
-    def __init__(self) -> None:
-        self.logged: dict[str, float] = {}
-
-    def encode(self, images: Tensor) -> Tensor:
-        return images[:, :, :2, :2].flatten(2)
-
-    def reconstruct(self, images: Tensor) -> Tensor:
-        return images * 0.5
-
-    def all_gather(self, tensor: Tensor) -> Tensor:
-        return tensor
-
-    def log(self, name: str, value: Any, **_: Any) -> None:
-        self.logged[name] = float(value)
-
-    def log_dict(self, values: dict[str, Any], **_: Any) -> None:
-        self.logged |= {name: float(value) for name, value in values.items()}
+from tests.callbacks.fakes import Task, validating
 
 
 def test_reconstruction_metrics_count_every_valid_sample_once() -> None:
@@ -77,18 +51,6 @@ def test_perfect_and_out_of_range_reconstructions() -> None:
     )
 
 
-def test_linear_probe_separates_what_is_separable() -> None:
-    generator = np.random.default_rng(0)
-    labels = generator.integers(0, 3, 600)
-    separable = np.eye(3)[labels] * 6 + generator.normal(size=(600, 3))
-    noise = generator.normal(size=(600, 2, 3))
-    split = slice(0, 400), slice(400, 600)
-    accuracy = linear_probe_accuracy(separable[split[0]], labels[split[0]], separable[split[1]], labels[split[1]])
-    assert accuracy > 0.97
-    chance = linear_probe_accuracy(noise[split[0]], labels[split[0]], noise[split[1]], labels[split[1]])
-    assert 0.2 < chance < 0.47
-
-
 @pytest.mark.parametrize(("function", "step", "every", "expected"), [
     ("validate", 0, 0, [1, 1]),
     ("fit", 5, 0, [0, 0]),
@@ -99,28 +61,25 @@ def test_linear_probe_separates_what_is_separable() -> None:
 def test_linear_probe_runs_when_it_should(function: str, step: int, every: int, expected: list[int]) -> None:
     images = torch.randn(40, 3, 4, 4)
     labels = (images[:, 0, 0, 0] > 0).long()
-
-    def loader(split: str, max_samples: int) -> list[dict[str, Tensor]]:
-        valid = torch.ones(40, dtype=torch.bool)
-        valid[30:] = False  # padding, with labels that would mislead
-        wrong = torch.where(valid, labels, 1 - labels)
-        return [{"images": images, "labels": wrong, "valid": valid}]
-
-    strategy = SimpleNamespace(batch_to_device=lambda batch: batch, broadcast=lambda value: value)
-    trainer = SimpleNamespace(
-        sanity_checking=False, state=SimpleNamespace(fn=function), global_step=step, max_steps=10, world_size=1,
-        is_global_zero=True, strategy=strategy, callback_metrics={"validation/linear_probe": 0.5},
-        datamodule=SimpleNamespace(evaluation_dataloader=loader),
-    )  # fmt: skip
+    labels[30:] = 1 - labels[30:]  # padding, with labels that would mislead
+    earlier = {"validation/linear_probe": 0.5, "validation/knn": 0.5, "validation/psnr": 20.0}
+    trainer = validating(
+        images, labels, padding=10, state=SimpleNamespace(fn=function), global_step=step, callback_metrics=earlier
+    )
     callback, runs = LinearProbe(every_n_steps=every), []
     for _ in range(2):
         task = Task()
         callback.on_validation_epoch_end(trainer, task)
-        runs.append(len(task.logged))
+        runs.append(int(bool(task.logged)))
         if task.logged:
-            assert task.logged["validation/linear_probe"] > 0.9
+            linear_probe = task.logged["validation/linear_probe"]
+            assert linear_probe > 0.9
+            assert 0.65 < task.logged["validation/linear_probe_low"] < linear_probe
+            assert task.logged["validation/linear_probe_high"] >= linear_probe
+            assert 0.5 < task.logged["validation/linear_probe_pooled"] < linear_probe  # the corner is one token of four
+            assert 0.5 < task.logged["validation/knn"] < linear_probe  # and one of twelve values
         else:
-            assert not trainer.callback_metrics  # the value of an earlier validation does not stay
+            assert list(trainer.callback_metrics) == ["validation/psnr"]  # no accuracy of an earlier validation
     assert runs == expected
 
 
@@ -169,7 +128,7 @@ def test_throughput_is_images_over_time_without_validation(monkeypatch: pytest.M
     monkeypatch.setattr("callbacks.progress.time.perf_counter", lambda: next(clock))
     task, callback = Task(), Throughput()
     trainer = SimpleNamespace(world_size=4, log_every_n_steps=2)
-    batch = {"images": torch.zeros(5, 3, 1, 1)}
+    batch = {"labels": torch.zeros(5)}
     callback.on_train_batch_start(trainer, task, batch, 0)  # 10
     callback.on_train_batch_end(trainer, task, None, batch, 0)
     callback.on_validation_start(trainer, task)  # 12
@@ -198,7 +157,8 @@ def test_table_and_paths_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[s
     lines = table([tmp_path / "first", tmp_path / "second"]).splitlines()
     assert lines[0].split() == ["first", "second"]
     assert lines[1].split() == ["PSNR", "(dB)", "20.00", "21.50"]
-    assert lines[4].split() == ["linear", "probe", "-", "-"]
+    assert lines[4].split() == ["FD", "-", "-"]
+    assert lines[5].split() == ["linear", "probe", "-", "-"]
     compare_runs([str(tmp_path / "first"), str(tmp_path / "second")])
     output = capsys.readouterr().out
     assert f"tensorboard --logdir {tmp_path}" in output

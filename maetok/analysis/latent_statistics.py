@@ -1,0 +1,64 @@
+"""What the values of latents look like, without classes: moments per channel, and how many directions are in use."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from maetok.analysis.statistics import ChannelStatistics
+
+
+@dataclass(frozen=True)
+class LatentStatistics:
+    """Moments and effective ranks of raw latents; plain numbers, so ``dataclasses.asdict`` of it goes to JSON."""
+
+    count: int
+    """Number of samples."""
+    mean: list[float]
+    """Of each of the C channels, over samples and tokens."""
+    std: list[float]
+    excess_kurtosis: list[float]
+    """Of each channel: 0 for a normal distribution, -1.2 for a uniform one; 0 where a channel does not vary."""
+    effective_rank: float
+    """Of the flattened latents, in [1, L * C]; 0 if nothing varies."""
+    effective_rank_of_channels: float
+    """Of the channels, samples and tokens alike, in [1, C]; 0 if nothing varies."""
+
+    @classmethod
+    def of(cls, latents: np.ndarray) -> "LatentStatistics":
+        """Statistics of latents (n, L, C)."""
+        channels = latents.reshape(-1, latents.shape[-1])
+        moments = ChannelStatistics.of(channels)
+        return cls(
+            count=len(latents),
+            mean=moments.mean.tolist(),
+            std=moments.std.tolist(),
+            excess_kurtosis=[excess_kurtosis(channel) for channel in channels.T],
+            effective_rank=effective_rank(latents.reshape(len(latents), -1)),
+            effective_rank_of_channels=effective_rank(channels),
+        )
+
+
+def excess_kurtosis(values: np.ndarray) -> float:
+    """Fourth central moment of values (n,) over the squared variance, less 3; 0 if they do not vary."""
+    squares = (values - values.mean(dtype=np.float64)) ** 2
+    variance = squares.mean()
+    return float((squares**2).mean() / variance**2 - 3.0) if variance > 0 else 0.0
+
+
+def effective_rank(features: np.ndarray) -> float:
+    """Effective rank of the covariance of features (n, d): exp of the entropy of its normalised eigenvalues.
+
+    It is d for an isotropic covariance, 1 if all lie on a line, and 0 here if they do not vary at all; n samples do not
+    show more than n - 1. Source: Roy and Vetterli 2007, definition 1.
+    """
+    centred = features.astype(np.float64)
+    centred -= centred.mean(axis=0)
+    samples, width = centred.shape
+    # Both products have the same eigenvalues other than 0.
+    product = centred.T @ centred if width <= samples else centred @ centred.T
+    eigenvalues = np.linalg.eigvalsh(product).clip(min=0.0)
+    if not eigenvalues.sum():
+        return 0.0
+    shares = eigenvalues / eigenvalues.sum()
+    shares = shares[shares > 0]
+    return float(np.exp(-(shares * np.log(shares)).sum()))

@@ -1,0 +1,150 @@
+"""The early signal is measured as by hand, the same on two processes, and training does not notice it."""
+
+import json
+import random
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from callbacks import EarlySignal, Interpolations, LinearProbe
+from maetok.analysis import linear_probe_accuracy
+from maetok.analysis.gmm import fit_mixtures
+from maetok.analysis.projection import PrincipalComponents
+from maetok.analysis.short_diffusion import short_diffusion_loss
+from tests.callbacks.fakes import Task, validating
+from tests.helpers import run, run_subprocess
+from tests.latents import MeanColours
+from tests.shards import image_shards, write_shards
+
+SMALL = {"components": (1, 2), "dimensions": 3, "diffusion_steps": 3, "iterations": 20}
+
+
+def samples() -> tuple[Tensor, Tensor]:
+    images = torch.randn(60, 3, 4, 4)
+    return images, (images[:, 0, 0, 0] > 0).long()
+
+
+def test_numbers_are_those_of_the_parts() -> None:
+    images, labels = samples()
+    task = Task()
+    EarlySignal(0, **SMALL).on_validation_epoch_end(validating(images, labels), task)
+    latents, classes = task.encode(images).numpy(), labels.numpy()
+    points = PrincipalComponents.fit(latents).standardised(latents, 3)
+    fits = fit_mixtures(points, points, (1, 2), restarts=1, max_iterations=100)
+    assert task.logged == {
+        "early/linear_probe": linear_probe_accuracy(latents, classes, latents, classes, 20).value,
+        "early/nll/1": fits[0].nll_held_out,
+        "early/nll/2": fits[1].nll_held_out,
+        "early/diffusion_loss": short_diffusion_loss(latents, classes, latents, classes, 3),
+    }
+    one_gaussian = 1.5 * (1 + np.log(2 * np.pi))  # of three standardised dimensions
+    assert fits[0].nll_held_out == pytest.approx(one_gaussian, rel=1e-2)
+
+
+@pytest.mark.parametrize(("step", "every", "expected"), [(5, 0, False), (4, 2, True), (5, 2, False), (10, 3, True)])
+def test_it_is_measured_at_multiples_and_in_the_end(step: int, every: int, expected: bool) -> None:
+    task, trainer = Task(), validating(*samples(), state=SimpleNamespace(fn="fit"), global_step=step)
+    trainer.callback_metrics = {"early/linear_probe": 0.5, "validation/psnr": 20.0}
+    EarlySignal(every, **SMALL).on_validation_epoch_end(trainer, task)
+    assert bool(task.logged) == expected
+    assert ("early/linear_probe" in trainer.callback_metrics) == expected  # the value of an earlier step does not stay
+
+
+def test_generators_gradients_and_modes_stay_as_they_are() -> None:
+    images, labels = samples()
+    before = torch.get_rng_state(), np.random.get_state()[1], random.getstate()
+    trainer = validating(images, labels)
+    batches = trainer.datamodule.evaluation_dataloader
+
+    def drawing(split: str, max_samples: int) -> list[dict[str, Tensor]]:
+        torch.rand(1)  # as loaders do
+        return batches(split, max_samples)
+
+    trainer.datamodule.evaluation_dataloader = drawing
+    with torch.no_grad():
+        EarlySignal(0, **SMALL).on_validation_epoch_end(trainer, Task())
+        assert not torch.is_grad_enabled()
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])
+    assert random.getstate() == before[2]
+
+
+def test_more_components_than_samples_are_refused() -> None:
+    with pytest.raises(ValueError, match="50 components cannot be fitted to 40 samples"):
+        EarlySignal(0, max_samples=40, components=(5, 50))
+
+
+OVERLAY = """
+trainer:
+  max_steps: 3
+  val_check_interval: 1
+  callbacks+:
+    - class_path: callbacks.EarlySignal
+      init_args: {every_n_steps: 1, max_samples: 64, components: [2], dimensions: 4, diffusion_steps: 2}
+"""
+
+
+def test_training_is_bit_identical_with_and_without(tmp_path: Path, digits_root: Path) -> None:
+    states = []
+    for name, text in (("with", OVERLAY), ("without", OVERLAY.partition("  callbacks+")[0])):
+        (tmp_path / f"{name}.yaml").write_text(text)
+        after = f"--config={tmp_path / name}.yaml"
+        cli = run("fit", "digits_tokenizer", tmp_path / name, digits_root, after)
+        states.append(torch.load(tmp_path / name / "checkpoints" / "step=000000003.ckpt", weights_only=True))
+        assert ("early/diffusion_loss" in cli.trainer.callback_metrics) == (name == "with")
+    tensors = [
+        state["state_dict"] | {f"{place}": moments["exp_avg"] for place, moments in optimizer["state"].items()}
+        for state in states
+        for optimizer in state["optimizer_states"]
+    ]
+    assert tensors[0].keys() == tensors[1].keys()
+    assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
+    assert any(value.any() for name, value in tensors[0].items() if name.isdigit())  # it has trained
+
+
+class Invertible(MeanColours):
+    """Decodes mean colours to an image of them."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents.transpose(1, 2).unflatten(2, (2, 2)).repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        pass
+
+
+def measure(folder: Path, devices: int) -> None:
+    """Validate with three callbacks, and write down the numbers that this process knows."""
+    trainer = Trainer(
+        accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", logger=False,
+        use_distributed_sampler=False, enable_progress_bar=False, default_root_dir=folder,
+        callbacks=[EarlySignal(0, **SMALL), Interpolations(pairs=3, steps=1), LinearProbe()],
+    )  # fmt: skip
+    trainer.validate(Invertible(), image_shards(folder / "shards", stage=None), verbose=False)
+    numbers = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    (folder / f"{devices}_{trainer.global_rank}.json").write_text(json.dumps(numbers))
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from tests.callbacks.test_early_signal import measure
+measure(Path(sys.argv[1]), 2)
+"""
+
+
+def test_both_of_two_processes_get_the_numbers_of_one(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", [9, 14])
+    write_shards(tmp_path / "shards", [13], split="validation")
+    measure(tmp_path, 1)
+    run_subprocess(PROGRAM, tmp_path, str(tmp_path))
+    one, first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1_0", "2_0", "2_1"))
+    assert first == second
+    assert first.keys() == one.keys()
+    assert len(one) == 4 + 3 + 5
+    assert first == pytest.approx(one, rel=1e-6)
+    assert one["validation/interpolation_cycle_error"] == pytest.approx(0, abs=1e-6)  # mean colours are linear

@@ -1,0 +1,145 @@
+"""Modes of the latent space: equal on any number of processes, measured when due, put where they belong."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Trainer
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from callbacks import GMMModes
+from maetok.analysis.modes import analyse_modes, read_json
+from maetok.analysis.subsets import class_balanced
+from tests.callbacks.fakes import Task, validating
+from tests.helpers import ROOT, run, run_subprocess
+from tests.latents import MeanColours
+from tests.shards import image_shards, write_shards
+
+
+class Validated(MeanColours):
+    """The encoder of small caches, in ``validate``."""
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        """Callbacks do the work."""
+
+
+def validate(shards: Path, folder: Path, **trainer: object) -> None:
+    """Analyse the latents of a folder of shards, as many as there are processes."""
+    data = image_shards(shards, stage=None, evaluation_batch_size=6, num_classes=4)
+    callback = GMMModes([2, 3], dimensions=4, per_class=12, max_samples=48, restarts=2)
+    defaults = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "use_distributed_sampler": False}
+    Trainer(**(defaults | trainer), default_root_dir=folder, callbacks=[callback]).validate(
+        Validated(), data, verbose=False
+    )
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from tests.callbacks.test_gmm_modes import validate
+validate(Path(sys.argv[1]), Path(sys.argv[2]) / "run", devices=2, strategy="ddp")
+"""
+
+
+def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", [31, 33, 29], classes=4)
+    write_shards(tmp_path / "shards", [41], split="validation", classes=4)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    validate(tmp_path / "shards", tmp_path / "one" / "run")
+    run_subprocess(PROGRAM, tmp_path, str(tmp_path / "shards"), str(tmp_path / "two"))
+    (one,), (two,) = (
+        read_json(tmp_path / name / "run" / "analysis" / "gmm_modes_step=000000000.json") for name in ("one", "two")
+    )
+    assert one == two  # bit for bit: each image is encoded by itself here
+    assert one.samples == len(class_balanced(np.arange(93)[::2] * 4 // 93, 12)) == 47
+    assert one.held_out_samples == 41
+    assert sorted(path.name for path in (tmp_path / "two" / "run").iterdir()) == ["analysis", "pictures"]
+
+
+def test_results_are_those_of_the_analysis_by_hand(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(900) % 3
+    images = torch.randn(900, 3, 4, 4, generator=generator) + 8 * labels[:, None, None, None]
+    task, trainer = Task(), validating(images, labels, tmp_path / "mine")
+    GMMModes([1, 3, 5], dimensions=2, per_class=250, covariance_type="diag", seed=3).on_test_epoch_end(trainer, task)
+    chosen = class_balanced(labels.numpy(), 250, 3)
+    latents = task.encode(images).numpy()[chosen]
+    expected = analyse_modes("mine", latents, latents, [1, 3, 5], 2, covariance_type="diag", seed=3)
+    assert read_json(tmp_path / "mine" / "analysis" / "gmm_modes_step=000000000.json") == [expected]
+    assert task.logged["validation/gmm_modes_bic"] == 3
+    assert task.logged["validation/gmm_modes_nll"] == expected.modes_by_held_out_nll
+    for fit in expected.fits:
+        assert task.logged[f"gmm_nll/{fit.components}"] == fit.nll_fit
+        assert task.logged[f"gmm_nll_held_out/{fit.components}"] == fit.nll_held_out
+        assert task.logged[f"gmm_largest_mean_norm/{fit.components}"] == fit.largest_mean_norm
+    assert len((tmp_path / "mine" / "analysis" / "gmm_modes_step=000000000.csv").read_text().splitlines()) == 4
+    assert Image.open(tmp_path / "mine" / "pictures" / "gmm_modes_step=000000000.png").size == (768, 504)
+
+
+def validations(callback: GMMModes, steps: int, position: int = 0) -> list[int]:
+    """The steps after which it runs, of 30 samples each with a validation after every second one; the last is 20."""
+    due = []
+    for step in range(2, steps + 1, 2):
+        data = SimpleNamespace(position=position + step * 30, epoch_samples=100, batch_size=30)
+        trainer = SimpleNamespace(
+            state=SimpleNamespace(fn="fit"), global_step=step, max_steps=20, val_check_batch=2, datamodule=data
+        )
+        if callback.measures(trainer):
+            due.append(step)
+    return due
+
+
+def test_it_runs_after_so_many_epochs_or_steps_and_at_the_end() -> None:
+    assert validations(GMMModes(), 20) == [20]
+    assert validations(GMMModes(every_n_steps=6), 20) == [6, 12, 18, 20]
+    assert validations(GMMModes(every_n_epochs=1), 20) == [4, 8, 10, 14, 18, 20]  # 120, 240, 300, 420, 540 samples
+    assert validations(GMMModes(every_n_epochs=2), 20) == [8, 14, 20]  # 240, 420, 600
+    assert validations(GMMModes(every_n_epochs=2, every_n_steps=10), 20) == [8, 10, 14, 20]
+
+
+def test_what_an_earlier_validation_found_is_forgotten(tmp_path: Path) -> None:
+    old = {"validation/gmm_modes_nll": 3, "validation/gmm_modes_bic": 3, "gmm_nll/5": 1.0, "validation/psnr": 20.0}
+    options = {"state": SimpleNamespace(fn="fit"), "global_step": 5, "callback_metrics": old}
+    trainer, task = validating(torch.zeros(9, 3, 4, 4), torch.zeros(9).long(), tmp_path, **options), Task()
+    GMMModes().on_validation_epoch_end(trainer, task)
+    assert not task.logged
+    assert list(old) == ["validation/psnr"]
+
+
+def test_too_few_latents_for_the_components_are_an_error_on_every_process(tmp_path: Path) -> None:
+    images, labels = torch.randn(9, 3, 4, 4), torch.zeros(9).long()
+    trainer = validating(images, labels, tmp_path, is_global_zero=False)
+    with pytest.raises(ValueError, match="12 components cannot be fitted to 9 samples"):
+        GMMModes([2, 12]).on_validation_epoch_end(trainer, Task())
+
+
+def test_a_run_has_scalars_picture_and_files(tmp_path: Path, digits_root: Path) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    arguments = {"component_counts": [2, 3], "dimensions": 2, "per_class": 60, "max_samples": 64, "restarts": 1}
+    attached = [{"class_path": "callbacks.GMMModes", "init_args": arguments}]
+    callbacks = {"trainer": {"callbacks+": attached}}
+    overlay.write_text(yaml.safe_dump(callbacks))
+    run("fit", "imagenet256_maetok_b128", tmp_path / "run", digits_root, f"--config={overlay}")
+    (analysis,) = read_json(tmp_path / "run" / "analysis" / "gmm_modes_step=000000002.json")
+    assert (analysis.name, analysis.samples, [fit.components for fit in analysis.fits]) == ("run", 64, [2, 3])
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    for fit in analysis.fits:
+        (event,) = events.Scalars(f"gmm_nll_held_out/{fit.components}")
+        assert (event.step, event.value) == (2, pytest.approx(fit.nll_held_out, rel=1e-6))
+    assert "GMM modes" in events.Tags()["images"]
+    record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert record["validation/gmm_modes_nll"] == analysis.modes_by_held_out_nll
+
+
+def test_the_overlay_attaches_it() -> None:
+    overlay = yaml.safe_load((ROOT / "configs" / "overlay" / "analysis.yaml").read_text())
+    callbacks = (one for one in overlay["trainer"]["callbacks+"] if isinstance(one, dict))
+    (attached,) = (one for one in callbacks if one["class_path"] == "callbacks.GMMModes")
+    callback = GMMModes(**attached["init_args"])
+    assert max(callback.component_counts) < callback.per_class  # enough latents even of one class
