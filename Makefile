@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo study test lint clean
 
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -10,12 +10,23 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[digits,dev]'
 	touch $@
 
-demo: .venv/installed ## stage 1 on the digits, beside a plain autoencoder of the same size and budget
+demo: .venv/installed ## all stages on the digits: tokenizer (beside a plain autoencoder), decoder, latents, diffusion, samples
 	$(BIN)/python -m datamodules.pack --source digits --output data/digits
 	$(BIN)/python main.py fit --config configs/experiment/digits_tokenizer.yaml --ckpt_path last
 	$(BIN)/python main.py fit --config configs/experiment/digits_tokenizer.yaml --config configs/ablation/ae.yaml \
 		--experiment digits_ae --ckpt_path last
-	$(BIN)/python -m callbacks.compare_runs runs/digits_tokenizer runs/digits_ae
+	$(BIN)/python main.py fit --config configs/experiment/digits_decoder.yaml --ckpt_path last
+	$(BIN)/python main.py predict --config configs/experiment/digits_latents.yaml
+	$(BIN)/python main.py fit --config configs/experiment/digits_sit.yaml --ckpt_path last
+	$(BIN)/python main.py predict --config configs/experiment/digits_samples.yaml
+	$(BIN)/python main.py predict --config configs/experiment/digits_samples.yaml \
+		--experiment digits_samples_unguided --model.init_args.sampling.guidance_scale 1.0 \
+		--trainer.callbacks.output runs/digits_samples_unguided/samples
+	$(BIN)/python -m callbacks.compare_runs runs/digits_tokenizer runs/digits_ae runs/digits_decoder
+	$(BIN)/python -m benchmarks.demo_report
+
+study: .venv/installed
+	$(BIN)/python -m benchmarks.study --profile $(or $(PROFILE),quick)
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -26,4 +37,4 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv data/digits
+	rm -rf .venv data/digits*

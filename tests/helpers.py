@@ -1,6 +1,9 @@
 """Small runs of the real command line, and callbacks that record or end them."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,20 @@ EXPERIMENTS = ROOT / "configs" / "experiment"
 TINY = ROOT / "configs" / "overlay" / "tiny.yaml"
 
 
-def run(subcommand: str, experiment: str, folder: Path, digits_root: Path, *arguments: str) -> MAETokCLI:
-    """Run an experiment under the tiny overlay in ``folder``."""
+def run(
+    subcommand: str,
+    experiment: str,
+    folder: Path,
+    digits_root: Path,
+    *arguments: str,
+    overlay: str = f"--config={TINY}",
+) -> MAETokCLI:
+    """Run an experiment under a tiny overlay in ``folder``."""
     return main(
         [
             subcommand,
             f"--config={EXPERIMENTS / experiment}.yaml",
-            f"--config={TINY}",
+            overlay,
             f"--trainer.default_root_dir={folder}",
             f"--data.init_args.root={digits_root}",
             "--trainer.enable_model_summary=false",
@@ -56,3 +66,13 @@ def scalars(folder: Path) -> list[dict[str, float]]:
 
 def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
     return torch.load(folder / "checkpoints" / f"step={step:09d}.ckpt", weights_only=True)["state_dict"]
+
+
+def run_subprocess(program: str, folder: Path, *arguments: str, succeeds: bool = True) -> None:
+    """Run a Python program, which Lightning can start several times, in one thread per process."""
+    path = folder / "program.py"
+    path.write_text(program)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(path), *arguments]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=300, check=False)
+    assert (result.returncode == 0) == succeeds, result.stderr.decode()[-6000:]

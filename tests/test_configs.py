@@ -8,12 +8,15 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from datamodules import LatentShards, Loading
 from main import main
 from tests.helpers import EXPERIMENTS, ROOT, run
 
 CONFIGS = ROOT / "configs"
 ABLATIONS = sorted(path.stem for path in (CONFIGS / "ablation").glob("*.yaml"))
-NAMES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
+LATENTS = sorted(path.stem for path in EXPERIMENTS.glob("*_latents.yaml"))
+DECODERS = sorted(path.stem for path in EXPERIMENTS.glob("*_decoder.yaml"))
+NAMES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml") if "TokenizerTraining" in path.read_text())
 
 
 def printed_config(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
@@ -44,6 +47,51 @@ def test_all_configs_are_yaml() -> None:
 def test_experiments_run_two_steps(name: str, tmp_path: Path, digits_root: Path) -> None:
     run("fit", name, tmp_path, digits_root)
     assert_ran(tmp_path)
+
+
+def tokenizer_of(name: str) -> str:
+    """The experiment whose weights another one begins with."""
+    config = yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text())
+    return Path(config["model"]["init_args"]["init_from"]["path"]).name
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoders_are_fine_tuned_from_the_tokenizer_that_the_config_names(
+    name: str, tmp_path: Path, digits_root: Path
+) -> None:
+    before = run("fit", tokenizer_of(name), tmp_path / "tokenizer", digits_root).model.averaged_model.tokenizer
+    tiny = f"--config={CONFIGS / 'overlay' / 'tiny_decoder.yaml'}"
+    init_from = f"--model.init_args.init_from.path={tmp_path / 'tokenizer'}"
+    cli = run("fit", name, tmp_path / "decoder", digits_root, init_from, overlay=tiny)
+    assert_ran(tmp_path / "decoder")
+    assert cli.model.averaged_model.tokenizer.latents_hash() == before.latents_hash()
+    assert not torch.equal(cli.model.averaged_model.tokenizer.decoder.output.weight, before.decoder.output.weight)
+    assert cli.model.mask_ratio == (0.5 if name.startswith("digits") else 0.6)
+
+
+@pytest.mark.parametrize("name", LATENTS)
+def test_latents_of_the_tokenizer_that_the_config_names(name: str, tmp_path: Path, digits_root: Path) -> None:
+    trained = run("fit", tokenizer_of(name), tmp_path / "run", digits_root)
+    cli = main(
+        [
+            "predict",
+            f"--config={EXPERIMENTS / name}.yaml",
+            f"--config={CONFIGS / 'overlay' / 'tiny_latents.yaml'}",
+            f"--trainer.default_root_dir={tmp_path / 'latents'}",
+            f"--trainer.callbacks.output={tmp_path / 'cache'}",
+            f"--data.init_args.root={digits_root}",
+            f"--model.init_args.init_from.path={tmp_path / 'run'}",
+        ]
+    )
+    assert cli.model.tokenizer_hash == trained.model.averaged_model.tokenizer.latents_hash()
+    cache = LatentShards(str(tmp_path / "cache"), num_classes=10, loading=Loading(num_workers=0), batch_size=100)
+    images, latents = (next(iter(data.evaluation_dataloader("validation"))) for data in (cli.datamodule, cache))
+    pixels = cli.datamodule.on_after_batch_transfer(images, 0)["images"][:100]
+    torch.testing.assert_close(
+        cache.on_after_batch_transfer(latents, 0)["latents"], trained.model.encode(pixels), atol=2e-3, rtol=2e-3
+    )
+    assert len(cache.index("train")) == 4000
+    assert cache.index("train").variants == (1 if name.startswith("digits") else 2)
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
@@ -110,7 +158,7 @@ def test_imagenet_configs_are_the_papers(size: int, capsys: pytest.CaptureFixtur
     assert model["discriminator"]["init_args"]["model_name"] == "vit_small_patch16_224.dino"
     assert (data["horizontal_flip"], data["random_crop_scale"]) == (True, None)
     assert objective["pixel_norm"] == "l2"
-    assert objective["perceptual"]["init_args"] == {"net_type": "vgg"}
+    assert objective["perceptual"]["init_args"] == {"net_type": "vgg", "checkpoint_path": ""}
     assert (model["mask_ratio"]["low"], model["mask_ratio"]["high"], model["auxiliary_depth"]) == (0.4, 0.6, 3)
 
 
