@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_modules.base import Optimization, Task
-from lightning_modules.sampling import DenoiserFrom, Sampling
+from lightning_modules.sampling import DenoiserFrom, Sampling, check_published, published_statistics
 from maetok.analysis.statistics import ChannelStatistics
 from maetok.checkpoints import InitFrom, weights_hash
 from maetok.distributed import gather_over_ranks
@@ -35,7 +35,9 @@ class LatentDiffusion(Task):
         generator: optimisation of the denoiser; needed for ``fit`` only.
         init_from: checkpoint or run directory with the tokenizer's weights; null if it brings them.
         denoiser_from: checkpoint or run directory with the weights of the denoiser and the statistics of its latents,
-            to sample from; null for a denoiser that brings them, or to train from the beginning.
+            to sample from; null for a published denoiser, or to train from the beginning.
+        statistics_from: published folder or hub id with the statistics of a published denoiser's latents: that of an
+            exported SiT, for a released one that of its tokenizer. They are kept when it is trained on.
         objective: path, times and loss; linear path, uniform times and squared error if not given.
         sampling: settings for pictures, metrics and ``predict``.
         guide_from: checkpoint of an earlier or smaller run of the same denoiser that guides instead of the null label
@@ -61,6 +63,7 @@ class LatentDiffusion(Task):
         generator: Optimization | None = None,
         init_from: InitFrom | None = None,
         denoiser_from: DenoiserFrom | None = None,
+        statistics_from: str | None = None,
         objective: FlowObjective | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
         guide_from: DenoiserFrom | None = None,
@@ -91,6 +94,9 @@ class LatentDiffusion(Task):
         if self.denoiser_from is not None:
             self.denoiser_from.load(denoiser)
             InitFrom(self.denoiser_from.path, "normalizer.").load(self.normalizer)
+        self.statistics_from = statistics_from
+        if statistics_from is not None:
+            self.normalizer.set_statistics(*published_statistics(statistics_from, denoiser.latent_channels))
         self.denoiser = denoiser
         self.emas = nn.ModuleList(EMA(denoiser, decay) for decay in ema_decays)
         self.objective = objective if objective is not None else FlowObjective()
@@ -112,8 +118,8 @@ class LatentDiffusion(Task):
                 f"data.init_args.num_classes={classes}, but model.init_args.denoiser.init_args.num_classes="
                 f"{self.denoiser.num_classes}: set both to one number"
             )
-        if stage == "predict" and self.denoiser_from is None and not getattr(self.denoiser, "published_config", None):
-            rank_zero_warn("sampling from a denoiser that was not trained: set model.init_args.denoiser_from")
+        if stage == "predict" and self.denoiser_from is None:
+            check_published(self.denoiser, self.statistics_from)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to sample from a checkpoint that the record of the samples would not name."""
@@ -137,8 +143,8 @@ class LatentDiffusion(Task):
         return [optimizer], [schedule]
 
     def on_fit_start(self) -> None:
-        """Take the latents' statistics, unless a checkpoint has brought them."""
-        if self.checkpoint_step:
+        """Take the latents' statistics, unless a checkpoint or a published model has brought them."""
+        if self.checkpoint_step or self.statistics_from is not None:
             return
         index = self.trainer.datamodule.index("train")  # type: ignore[attr-defined]
         if hasattr(index, "std"):

@@ -5,9 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from maetok.checkpoints import InitFrom
 from maetok.flow import Euler, Solver
+from maetok.hub import latent_statistics
 from maetok.networks import Denoiser
 
 
@@ -60,3 +63,24 @@ class DenoiserFrom(InitFrom):
         other = copy.deepcopy(denoiser)
         self.load(other)
         return other
+
+
+def published_statistics(path_or_repo: str, channels: int) -> list[Tensor]:
+    """Mean and standard deviation (C,) of a published model's latents, also where it has one number for all channels.
+
+    Raises:
+        FileNotFoundError: if there is no such model.
+        ValueError: if it brings no statistics.
+    """
+    return [value.expand(channels) if value.ndim == 0 else value for value in latent_statistics(path_or_repo)]
+
+
+def check_published(denoiser: Denoiser, statistics_from: str | None) -> None:
+    """Warn of a denoiser without weights to sample from; raise ValueError for a published one without statistics."""
+    if not getattr(denoiser, "published_config", None):
+        rank_zero_warn("sampling from a denoiser that was not trained: set model.init_args.denoiser_from")
+    elif statistics_from is None:
+        raise ValueError(
+            "model.init_args.statistics_from is missing: the weights of a published denoiser bring no statistics of its "
+            "latents; give the folder of the exported SiT, for a released one that of its tokenizer"
+        )

@@ -21,6 +21,7 @@ from maetok import SiT, Tokenizer
 from maetok.checkpoints import InitFrom
 from maetok.ema import EMA
 from maetok.flow import Euler, EulerMaruyama, FlowObjective, LogitNormalTime, index_noise
+from maetok.hub import write_statistics
 from maetok.networks import Denoiser, PlainBottleneck, TransformerSize
 from tests.helpers import RecordScalars, StopAt, run_subprocess, scalars
 from tests.latents import write_cache
@@ -160,6 +161,19 @@ def test_statistics_of_a_cache_are_saved_and_restored(cache: Path, tmp_path: Pat
     validated = diffusion()
     trainer(tmp_path, 1).validate(validated, latent_shards(cache), tmp_path / "one.ckpt", verbose=False)
     assert torch.equal(validated.normalizer.std, model.normalizer.std)
+
+
+def test_statistics_of_a_published_model_are_kept(cache: Path, tmp_path: Path) -> None:
+    mean, std = torch.arange(4.0), torch.arange(4.0) + 1
+    denoiser().save_pretrained(tmp_path / "sit")
+    write_statistics(tmp_path / "sit", mean, std)
+    model = diffusion(denoiser=SiT.from_pretrained(tmp_path / "sit"), statistics_from=str(tmp_path / "sit"))
+    trainer(tmp_path, 1).fit(model, datamodule=latent_shards(cache))
+    assert torch.equal(model.normalizer.mean, mean)
+    assert torch.equal(model.normalizer.std, std)
+    with pytest.raises(ValueError, match=r"statistics of \(5,\) for latents of \(4,\)"):
+        write_statistics(tmp_path / "sit", torch.zeros(5), torch.ones(5))
+        diffusion(statistics_from=str(tmp_path / "sit"))
 
 
 def test_statistics_of_images_are_those_of_their_latents(tmp_path: Path, digits_root: Path) -> None:
