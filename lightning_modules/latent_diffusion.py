@@ -11,7 +11,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_modules.base import Optimization, Task
-from lightning_modules.sampling import DenoiserFrom, Sampling, check_published, published_statistics
+from lightning_modules.sampling import (
+    DenoiserFrom,
+    Sampling,
+    check_published,
+    check_sizes,
+    guiding_network,
+    published_statistics,
+)
 from maetok.analysis.statistics import ChannelStatistics
 from maetok.checkpoints import InitFrom, weights_hash
 from maetok.distributed import gather_over_ranks
@@ -40,8 +47,9 @@ class LatentDiffusion(Task):
             exported SiT, for a released one that of its tokenizer. They are kept when it is trained on.
         objective: path, times and loss; linear path, uniform times and squared error if not given.
         sampling: settings for pictures, metrics and ``predict``.
-        guide_from: checkpoint of an earlier or smaller run of the same denoiser that guides instead of the null label
+        guide_from: checkpoint of an earlier run of the denoiser, or of ``guide``, that guides instead of the null label
             (autoguidance); null for classifier-free guidance.
+        guide: a smaller denoiser for ``guide_from``, or a published one; null for one like ``denoiser``.
         label_dropout: probability of replacing a label by the null label.
         ema_decays: decays of moving averages of the denoiser; validation and samples use the first.
         validation_bins: number of time bins of the validation loss.
@@ -67,6 +75,7 @@ class LatentDiffusion(Task):
         objective: FlowObjective | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
         guide_from: DenoiserFrom | None = None,
+        guide: Denoiser | None = None,
         label_dropout: float = 0.1,
         ema_decays: Sequence[float] = (0.9999,),
         validation_bins: int = 10,
@@ -89,7 +98,7 @@ class LatentDiffusion(Task):
         self.tokenizer = Frozen(tokenizer)
         self.normalizer = LatentNormalizer(denoiser.latent_channels)
         self.guide_from = guide_from.located() if guide_from is not None else None
-        self.guide = Frozen(self.guide_from.loaded_copy(denoiser)) if self.guide_from is not None else None
+        self.guide = guiding_network(denoiser, guide, self.guide_from)
         self.denoiser_from = denoiser_from.located() if denoiser_from is not None else None
         if self.denoiser_from is not None:
             self.denoiser_from.load(denoiser)
@@ -287,14 +296,3 @@ class LatentDiffusion(Task):
             step_noise=lambda step: index_noise(sampling.seed, indices, step, shape),
         )
         return self.decode(self.normalizer.denormalize(normalized))
-
-
-def check_sizes(tokenizer: Tokenizer, denoiser: Denoiser) -> None:
-    """Raise ValueError unless the denoiser's latents are those of the tokenizer."""
-    own = denoiser.latent_tokens, denoiser.latent_channels
-    theirs = tokenizer.latent_tokens, tokenizer.latent_channels
-    if own != theirs:
-        raise ValueError(
-            f"model.init_args.denoiser has (latent_tokens, latent_channels) = {own}, but the tokenizer {theirs}: set "
-            "both to one size"
-        )

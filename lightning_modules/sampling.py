@@ -11,7 +11,8 @@ from torch import Tensor
 from maetok.checkpoints import InitFrom
 from maetok.flow import Euler, Solver
 from maetok.hub import latent_statistics
-from maetok.networks import Denoiser
+from maetok.networks import Denoiser, Tokenizer
+from maetok.pretrained import Frozen
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,38 @@ class DenoiserFrom(InitFrom):
         other = copy.deepcopy(denoiser)
         self.load(other)
         return other
+
+
+def guiding_network(denoiser: Denoiser, guide: Denoiser | None, guide_from: DenoiserFrom | None) -> Frozen | None:
+    """The denoiser of autoguidance, like ``denoiser`` or given; None if there is none.
+
+    Raises:
+        FileNotFoundError: if there is no such checkpoint.
+        ValueError: if weights are missing, or it is one of other latents or classes.
+    """
+    if guide is None and guide_from is None:
+        return None
+    network = denoiser if guide is None else guide
+    sizes = [(net.latent_tokens, net.latent_channels, net.num_classes) for net in (denoiser, network)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"model.init_args.guide has (latent_tokens, latent_channels, num_classes) = {sizes[1]}, but the denoiser "
+            f"{sizes[0]}: a guide is of the same data"
+        )
+    if guide_from is None and not getattr(network, "published_config", None):
+        raise ValueError("model.init_args.guide was not trained: set model.init_args.guide_from")
+    return Frozen(network if guide_from is None else guide_from.loaded_copy(network))
+
+
+def check_sizes(tokenizer: Tokenizer, denoiser: Denoiser) -> None:
+    """Raise ValueError unless the denoiser's latents are those of the tokenizer."""
+    own = denoiser.latent_tokens, denoiser.latent_channels
+    theirs = tokenizer.latent_tokens, tokenizer.latent_channels
+    if own != theirs:
+        raise ValueError(
+            f"model.init_args.denoiser has (latent_tokens, latent_channels) = {own}, but the tokenizer {theirs}: set "
+            "both to one size"
+        )
 
 
 def published_statistics(path_or_repo: str, channels: int) -> list[Tensor]:

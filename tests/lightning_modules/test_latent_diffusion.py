@@ -342,6 +342,32 @@ def test_samples_are_decoded_from_denormalised_latents() -> None:
     assert (model.predict_step(batch, 0) - pixels.permute(0, 2, 3, 1)).abs().max() <= 0.501
 
 
+@pytest.mark.parametrize("width", [16, 8])
+def test_a_denoiser_of_another_size_guides(cache: Path, tmp_path: Path, width: int) -> None:
+    """v = v_guide + 2 (v - v_guide), by Euler in one step from t = 1; the guide has weights of its own."""
+    smaller = partial(denoiser, size=TransformerSize(width, 1, 2))
+    fitted = trainer(tmp_path, 2)
+    fitted.fit(diffusion(denoiser=smaller()), datamodule=latent_shards(cache))
+    fitted.save_checkpoint(tmp_path / "guide.ckpt")
+    source, sampling = DenoiserFrom(str(tmp_path / "guide.ckpt")), Sampling(Euler(1), 2.0)
+    model = diffusion(guide_from=source, guide=smaller() if width != 16 else None, sampling=sampling)
+    guide = source.loaded_copy(smaller())
+    labels, t, noise = torch.tensor([1, 2]), torch.ones(2), index_noise(0, [0, 1], shape=(3, 4))
+    away, towards = (network(noise, t, labels) for network in (guide, model.averaged_denoiser))
+    expected = model.decode(model.normalizer.denormalize(noise - (away + 2 * (towards - away))))
+    torch.testing.assert_close(model.sample(labels, torch.arange(2)), expected, atol=1e-5, rtol=1e-5)
+    guide.save_pretrained(tmp_path / "published")
+    published = diffusion(guide=SiT.from_pretrained(tmp_path / "published"), sampling=sampling)
+    torch.testing.assert_close(published.sample(labels, torch.arange(2)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_guides_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"guide has .* = \(3, 4, 7\), but the denoiser \(3, 4, 10\)"):
+        diffusion(guide=denoiser(num_classes=7))
+    with pytest.raises(ValueError, match=r"model\.init_args\.guide was not trained: set model\.init_args\.guide_from"):
+        diffusion(guide=denoiser())
+
+
 def test_networks_that_do_not_fit_are_refused(cache: Path, tmp_path: Path, digits_root: Path) -> None:
     with pytest.raises(ValueError, match=r"denoiser has \(latent_tokens, latent_channels\) = \(5, 4\), but the tok"):
         diffusion(denoiser=denoiser(latent_tokens=5))
