@@ -139,10 +139,11 @@ class LatentDiffusion(Task):
             )
 
     def configure_model(self) -> None:
-        """Apply the compile and activation-checkpointing switches to the denoiser."""
+        """Apply the compile and activation-checkpointing switches to the denoiser, trained and averaged."""
         self.denoiser.set_activation_checkpointing(self.activation_checkpointing)
         if self.compile_blocks:
             self.denoiser.compile_blocks()
+            self.averaged_denoiser.compile_blocks()  # validates and samples
 
     def configure_optimizers(self) -> tuple[list[Any], list[Any]]:
         """One optimizer, of the denoiser; raises ValueError if there is no word of it."""
@@ -250,6 +251,7 @@ class LatentDiffusion(Task):
             "guide": self.guide_from and self.guide_from.path,
             "weights": weights_hash("", [network.state_dict() for network in networks]),
             "precision": str(self.trainer.precision),
+            "interpolant": type(self.objective.interpolant).__name__,
             **self.sampling.identity(),
         }
 

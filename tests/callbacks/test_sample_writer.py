@@ -15,7 +15,7 @@ from datamodules import SampleLabels
 from datamodules.shards import file_sha256
 from lightning_modules import DenoiserFrom, LatentDiffusion, Sampling
 from maetok import SiT
-from maetok.flow import EulerMaruyama
+from maetok.flow import CosineInterpolant, EulerMaruyama, FlowObjective
 from maetok.hub import write_statistics
 from tests.conftest import DATA
 from tests.helpers import run_subprocess
@@ -23,6 +23,7 @@ from tests.lightning_modules.test_latent_diffusion import CLASSES, diffusion, tr
 
 pytestmark = pytest.mark.filterwarnings("ignore:sampling from a denoiser that was not trained")
 COUNT, BLOCK = 14, 6
+COSINE = {"objective": FlowObjective(CosineInterpolant())}  # which stochastic solvers need to know
 
 
 def model(**options: Any) -> LatentDiffusion:
@@ -157,8 +158,8 @@ def test_pictures_show_each_class_without_and_with_guidance(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "change",
-    [{"guidance_scale": 1.5}, {"guidance_interval": (0.0, 0.5)}, {"seed": 1}, {"data": labels(labels="random")}],
-    ids=["scale", "interval", "seed", "labels"],
+    [{"guidance_scale": 1.5}, {"guidance_interval": (0.0, 0.5)}, {"seed": 1}, {"data": labels(labels="random")}, COSINE],
+    ids=["scale", "interval", "seed", "labels", "interpolant"],
 )
 def test_other_settings_are_refused(whole: Path, tmp_path: Path, change: dict[str, Any]) -> None:
     data = change.get("data")

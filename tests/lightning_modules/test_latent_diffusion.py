@@ -296,6 +296,14 @@ def test_two_processes_train_and_validate_as_one(cache: Path, tmp_path: Path) ->
     assert moved > 1e-3  # the comparison means something
 
 
+def test_switches_reach_the_denoiser_that_trains_and_the_one_that_samples() -> None:
+    model = diffusion(compile=True, activation_checkpointing=True)
+    model.configure_model()
+    assert model.denoiser.activation_checkpointing
+    for network in (model.denoiser, model.averaged_denoiser):
+        assert all(block._compiled_call_impl for block in network.blocks)
+
+
 class Counting(Denoiser):
     """Counts the rows it is called with."""
 
