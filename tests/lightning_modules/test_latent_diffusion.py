@@ -267,12 +267,12 @@ import sys
 from pathlib import Path
 import torch
 from tests.lightning_modules.test_latent_diffusion import distributed_run
-distributed_run(Path(sys.argv[1]), Path(sys.argv[2]), 2)
+distributed_run(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), 2)
 """
 
 
-def distributed_run(cache: Path, folder: Path, devices: int) -> None:
-    """Six steps of SGD and a validation; the first process saves weights and metrics."""
+def distributed_run(cache: Path, digits: Path, folder: Path, devices: int) -> None:
+    """Six steps of SGD and a validation, statistics of images; the first process saves weights and metrics."""
     model = diffusion(generator=optimization("SGD", 0.05), ema_decays=(0.5,), accumulate_grad_batches=2)
     strategy = {"devices": devices, "strategy": "ddp" if devices > 1 else "auto"}
     fitted = trainer(folder, 6, **strategy)
@@ -281,12 +281,20 @@ def distributed_run(cache: Path, folder: Path, devices: int) -> None:
     metrics = fitted.validate(model, datamodule=data, verbose=False)[0]
     if fitted.is_global_zero:
         torch.save((model.state_dict(), metrics), folder / f"{devices}.pt")
+    on_images = diffusion(statistics_samples=101)  # not a multiple of anything
+    data = Digits(str(digits), 8, batch_size=4, evaluation_batch_size=30, loading=Loading(num_workers=0))
+    trainer(folder, 1, limit_val_batches=0, **strategy).fit(on_images, datamodule=data)
+    if fitted.is_global_zero:
+        torch.save(on_images.normalizer.state_dict(), folder / f"statistics_{devices}.pt")
 
 
-def test_two_processes_train_and_validate_as_one(cache: Path, tmp_path: Path) -> None:
+def test_two_processes_train_and_validate_as_one(cache: Path, tmp_path: Path, digits_root: Path) -> None:
     """SGD, because AdamW makes large steps of rounding noise."""
-    distributed_run(cache, tmp_path, 1)
-    run_subprocess(PROGRAM, tmp_path, str(cache), str(tmp_path))
+    distributed_run(cache, digits_root, tmp_path, 1)
+    run_subprocess(PROGRAM, tmp_path, str(cache), str(digits_root), str(tmp_path))
+    statistics = [torch.load(tmp_path / f"statistics_{devices}.pt") for devices in (1, 2)]
+    for name in ("mean", "std"):
+        torch.testing.assert_close(statistics[1][name], statistics[0][name], atol=1e-6, rtol=1e-6)
     (one, metrics_one), (two, metrics_two) = (torch.load(tmp_path / f"{devices}.pt") for devices in (1, 2))
     assert one.keys() == two.keys()
     for name, value in one.items():
