@@ -87,8 +87,8 @@ class DecoderFinetuning(AutoencoderTask):
         super().setup(stage)
         if stage == "fit" and self.mask_ratio and self.trainer.max_steps < 1:
             raise ValueError(
-                f"trainer.max_steps={self.trainer.max_steps}, but model.init_args.mask_ratio={self.mask_ratio} falls to "
-                "0 over a known number of steps: set trainer.max_steps, or the mask ratio to 0"
+                f"trainer.max_steps={self.trainer.max_steps}, but model.init_args.mask_ratio={self.mask_ratio} falls "
+                "to 0 over a known number of steps: set trainer.max_steps, or the mask ratio to 0"
             )
 
     def train(self, mode: bool = True) -> "DecoderFinetuning":

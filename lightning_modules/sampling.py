@@ -114,6 +114,6 @@ def check_published(denoiser: Denoiser, statistics_from: str | None) -> None:
         rank_zero_warn("sampling from a denoiser that was not trained: set model.init_args.denoiser_from")
     elif statistics_from is None:
         raise ValueError(
-            "model.init_args.statistics_from is missing: the weights of a published denoiser bring no statistics of its "
-            "latents; give the folder of the exported SiT, for a released one that of its tokenizer"
+            "model.init_args.statistics_from is missing: the weights of a published denoiser bring no statistics of "
+            "its latents; give the folder of the exported SiT, for a released one that of its tokenizer"
         )

@@ -158,7 +158,13 @@ def test_pictures_show_each_class_without_and_with_guidance(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "change",
-    [{"guidance_scale": 1.5}, {"guidance_interval": (0.0, 0.5)}, {"seed": 1}, {"data": labels(labels="random")}, COSINE],
+    [
+        {"guidance_scale": 1.5},
+        {"guidance_interval": (0.0, 0.5)},
+        {"seed": 1},
+        {"data": labels(labels="random")},
+        COSINE,
+    ],
     ids=["scale", "interval", "seed", "labels", "interpolant"],
 )
 def test_other_settings_are_refused(whole: Path, tmp_path: Path, change: dict[str, Any]) -> None:
@@ -208,7 +214,9 @@ def test_a_published_denoiser_needs_the_statistics_of_its_latents(tmp_path: Path
     task.averaged_denoiser.save_pretrained(folder)
     write_statistics(folder, task.normalizer.mean, task.normalizer.std)
     write(tmp_path / "expected", task=task)
-    with pytest.raises(ValueError, match=r"model\.init_args\.statistics_from is missing: .* of the exported SiT, for a"):
+    with pytest.raises(
+        ValueError, match=r"model\.init_args\.statistics_from is missing: .* of the exported SiT, for a"
+    ):
         write(tmp_path / "samples", task=model(denoiser=SiT.from_pretrained(folder)))
     published = model(denoiser=SiT.from_pretrained(folder), statistics_from=str(folder))
     write(tmp_path / "samples", task=published)

@@ -82,7 +82,9 @@ def test_masking_falls_linearly_to_nothing(tmp_path: Path) -> None:
 
 def test_annealing_needs_an_end(tmp_path: Path) -> None:
     endless = Optimization(partial(torch.optim.SGD, lr=0.1), ConstantWithWarmup)
-    with pytest.raises(ValueError, match=r"trainer\.max_steps=-1, but model\.init_args\.mask_ratio=0\.6 falls to 0 over"):
+    with pytest.raises(
+        ValueError, match=r"trainer\.max_steps=-1, but model\.init_args\.mask_ratio=0\.6 falls to 0 over"
+    ):
         fit(finetuning(generator=endless), tmp_path, -1, StopAt(2))
 
 
