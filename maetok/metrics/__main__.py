@@ -5,7 +5,8 @@
         --features inception --weights weights/pt_inception-2015-12-05-6726825d.pth
 
 A result carries the protocol's name only if everything is as the protocol says; ``gfid-adm@1000`` is one of a thousand
-samples. Distances are FID with Inception and FD with any other network.
+samples, and ``labels=unknown`` of samples without labels beside them, such as those of a folder. Distances are FID with
+Inception and FD with any other network.
 """
 
 import argparse
@@ -69,9 +70,11 @@ def check_pairs(samples: Images, references: Images) -> None:
 
 
 def label_deviation(protocol: EvaluationProtocol, samples: Images) -> dict[str, str]:
-    """What is wrong with the labels that stand beside the samples, if any do."""
-    if protocol.labels != "balanced" or samples.labels is None:
+    """What is wrong with the labels of the samples, or that nobody knows them."""
+    if protocol.labels != "balanced":
         return {}
+    if samples.labels is None:
+        return {"labels": "unknown"}
     counts = np.unique(samples.labels, return_counts=True)[1]
     return {} if counts.max() - counts.min() <= 1 else {"labels": "unbalanced"}
 
