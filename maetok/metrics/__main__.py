@@ -73,7 +73,7 @@ def label_deviation(protocol: EvaluationProtocol, samples: Images) -> dict[str, 
     """What is wrong with the labels of the samples, or that nobody knows them."""
     if protocol.labels != "balanced":
         return {}
-    if samples.labels is None:
+    if samples.labels is None or samples.labels.shape != (len(samples),):
         return {"labels": "unknown"}
     counts = np.unique(samples.labels, return_counts=True)[1]
     return {} if counts.max() - counts.min() <= 1 else {"labels": "unbalanced"}

@@ -77,8 +77,8 @@ class ImageArchive:
     """``arr_0`` (N, H, W, 3) uint8 of an npz file, and what may stand beside it.
 
     ``labels`` (N,) is what ``callbacks.SampleWriter`` adds, ``arr_1`` what ADM's own sampler calls them; ``mu``,
-    ``sigma``, ``mu_s`` and ``sigma_s`` are the moments of pooled and spatial Inception features in reference files of the
-    ADM evaluation suite, which may lack images.
+    ``sigma``, ``mu_s`` and ``sigma_s`` are the moments of pooled and spatial Inception features in reference files of
+    the ADM evaluation suite, which may lack images.
 
     Args:
         path: the file; compressed ones can be read as well.

@@ -131,8 +131,9 @@ def test_labels_must_be_balanced(tmp_path: Path) -> None:
             measured = main(["--protocol=gfid-adm", f"--samples={samples}", f"--reference={real}", *SMALL])
             assert ("labels=unbalanced" in measured.name) == deviates
             assert "unknown" not in measured.name
-    measured = main(["--protocol=gfid-adm", f"--samples={real}", f"--reference={real}", *SMALL])
-    assert "labels=unknown" in measured.name
+    for samples in (real, write_npz(tmp_path / "few.npz", images, labels=np.arange(5))):
+        measured = main(["--protocol=gfid-adm", f"--samples={samples}", f"--reference={real}", *SMALL])
+        assert "labels=unknown" in measured.name
 
 
 def test_errors_name_the_remedy(tmp_path: Path) -> None:
