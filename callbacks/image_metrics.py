@@ -80,18 +80,19 @@ class ImageMetrics(Callback):
             if name in LOGGED:
                 pl_module.log(LOGGED[name], value, rank_zero_only=True)
         rank_zero_info(str(measurement))
-        if trainer.is_global_zero:
-            self.write(trainer, pl_module, measurement)
-
-    def write(self, trainer: Trainer, pl_module: LightningModule, measurement: Measurement) -> None:
-        """Append to ``metrics.json``."""
-        assert trainer.state.fn is not None
-        where = {"step": generator_step(trainer, pl_module), "subcommand": trainer.state.fn.value}
-        append_record(Path(trainer.default_root_dir) / "metrics.json", where | measurement.record())
+        write_measurement(trainer, pl_module, measurement, {})
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end
+
+
+def write_measurement(trainer: Trainer, pl_module: Any, measurement: Measurement, more: dict[str, Any]) -> None:
+    """Append a measurement, with what else is to be known of it, to ``metrics.json``; the first process does."""
+    assert trainer.state.fn is not None
+    where = {"step": generator_step(trainer, pl_module), "subcommand": trainer.state.fn.value}
+    if trainer.is_global_zero:
+        append_record(Path(trainer.default_root_dir) / "metrics.json", where | measurement.record() | more)
 
 
 def expected_samples(trainer: Trainer) -> int | None:
