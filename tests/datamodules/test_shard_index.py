@@ -72,7 +72,7 @@ class TestBrokenSamples:
         write_tar(
             tmp_path / "y.tar", [("good.png", encoded(seed=5)), ("good.cls", b"3"), *[("b" + n, d) for n, d in GOOD]]
         )
-        write_tar(tmp_path / "z.tar", [("c" + name, data) for name, data in GOOD] + GOOD)
+        write_tar(tmp_path / "z.tar", [*[("c" + name, data) for name, data in GOOD], *GOOD])
         index = load(tmp_path, max_fault_rate=0.5)
         assert [(fault.shard, fault.key, fault.reason) for fault in index.faults] == [
             ("y.tar", "good", "duplicate_key"),
