@@ -168,9 +168,9 @@ class LatentWriter(Callback):
         limit = data.faults.max_fault_rate
         if total - samples > limit * total:
             raise ValueError(
-                f"LatentWriter.output={self.output}: {total - samples} of {total} samples are broken and left out, more "
-                f"than data.init_args.max_fault_rate={limit} allows: repair or remove them and encode into another "
-                "folder, or raise max_fault_rate"
+                f"LatentWriter.output={self.output}: {total - samples} of {total} samples are broken and left out, "
+                f"more than data.init_args.max_fault_rate={limit} allows: repair or remove them and encode into "
+                "another folder, or raise max_fault_rate"
             )
 
     def describe_split(self, data: Any, split: str) -> dict[str, Any]:
