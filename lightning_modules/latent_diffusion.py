@@ -177,7 +177,7 @@ class LatentDiffusion(Task):
         labels = drop_labels(batch["labels"], uniform[:, 1], self.label_dropout, self.denoiser.num_classes)
         losses, terms = self.objective.loss(self.denoiser, latents, noise, uniform[:, 0], labels)
         loss = losses.mean()
-        self.manual_backward(loss / self.accumulate_grad_batches)
+        self.backward_micro_batch(0, loss)
         scalars: dict[str, Tensor | float] = {f"train/{name}": term for name, term in terms.items()}
         scalars["train/loss"] = loss.detach()
         if self.is_last_micro_step:
