@@ -193,9 +193,9 @@ def report(title: str, plan: Plan, cluster: Cluster, options: Any) -> list[str]:
     trained = ", ".join(f"{t.name} {count(t.network) / 1e6:.1f} M" for t in plan.networks)
     machine = MACHINES[options.gpu]
     return [
-        f"{title}: nodes {cluster.nodes}, GPUs per node {cluster.gpus_per_node}, samples per GPU and micro-batch "
-        f"{plan.samples}, micro-batches per step {plan.micro_batches}, {plan.precision}",
-        f"parameters: {trained}; frozen networks ({len(plan.frozen)}) {sum(map(count, plan.frozen)) / 1e6:.1f} M",
+        f"{title}: {cluster.nodes} nodes x {cluster.gpus_per_node} GPUs, {plan.samples} samples per GPU, "
+        f"{plan.micro_batches} micro-batches per step, {plan.precision}",
+        f"parameters: {trained}; frozen {sum(map(count, plan.frozen)) / 1e6:.1f} M in {len(plan.frozen)} networks",
         f"TFLOP per GPU and step: {flops[0]:.1f}, with activation checkpointing (+ac) {flops[1]:.1f}",
         "",
         "GiB per GPU",

@@ -66,7 +66,7 @@ def test_state_of_a_trained_tokenizer_is_the_planned_one_byte_for_byte(tmp_path:
         trained_networks(task(discriminator_optimization=model.discriminator_optimization)), 1, "ddp"
     )
     assert planned == measured_state(model, fitted.optimizers, gradients[-2:])
-    assert planned.optimizer > planned.gradients > 100_000
+    assert planned.optimizer > planned.gradients > 50_000
 
 
 def test_two_averages_count_twice_and_frozen_positions_have_no_gradient() -> None:
@@ -194,9 +194,10 @@ def test_the_command_plans_every_kind_of_experiment(experiment: str, overlay: Pa
         assert column["total"] == held  # float32 has no copies of weights
     assert columns["ddp", False]["communication buffers"] == columns["ddp", False]["gradients"]
     parameters = [columns[strategy, False]["parameters"] for strategy in ("ddp", "hsdp", "fsdp")]
-    main_network = size_in_bytes(plan.networks[0].network)
-    assert parameters[0] - parameters[1] == pytest.approx(main_network / 2, rel=0.01)
-    assert parameters[0] - parameters[2] == pytest.approx(main_network * 3 / 4, rel=0.01)
+    for strategy, shards in ((1, 2), (2, 4)):
+        weights = list(plan.networks[0].network.parameters())
+        saved = sum(4 * (weight.numel() - weight.chunk(shards)[0].numel()) for weight in weights)
+        assert parameters[0] - parameters[strategy] == saved > 0.8 * (1 - 1 / shards) * sum(map(size_of, weights))
     assert len(plan.frozen) == frozen
     lines = report("name", plan, cluster, parse(["--memory=0.001"]))
     assert next(line for line in lines if line.startswith("fits")).split()[-6:] == ["no"] * 6
@@ -205,10 +206,6 @@ def test_the_command_plans_every_kind_of_experiment(experiment: str, overlay: Pa
     assert float(numbers[0]) == pytest.approx(sent, abs=6e-4)
     with pytest.raises(SystemExit, match="batch_size=4 is not divisible by 24 GPUs"):
         main([*configs, "--nodes=3"])
-
-
-def size_in_bytes(network: nn.Module) -> int:
-    return sum(size_of(parameter) for parameter in network.parameters())
 
 
 def test_number_of_rows_of_a_shard() -> None:
