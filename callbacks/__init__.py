@@ -8,6 +8,7 @@ from callbacks.interpolations import Interpolations
 from callbacks.latent_pictures import LatentPictures
 from callbacks.latent_writer import LatentWriter
 from callbacks.linear_probe import LinearProbe
+from callbacks.non_finite_guard import NonFiniteGuard
 from callbacks.progress import StepProgressBar, Throughput
 from callbacks.reconstruction_metrics import ReconstructionMetrics
 from callbacks.reconstruction_pictures import ReconstructionPictures
@@ -24,6 +25,7 @@ __all__ = [
     "LatentPictures",
     "LatentWriter",
     "LinearProbe",
+    "NonFiniteGuard",
     "ReconstructionMetrics",
     "ReconstructionPictures",
     "ResumableCheckpoint",

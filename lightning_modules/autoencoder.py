@@ -135,7 +135,7 @@ class AutoencoderTask(Task):
         )
         for name, (weight, term) in others.items():
             loss, terms[name] = loss + weight * term, term.detach()
-        self.manual_backward(loss / self.accumulate_grad_batches)
+        self.backward_micro_batch(0, loss)
         scalars: dict[str, Tensor | float] = {f"train/{name}": term for name, term in terms.items()}
         scalars["train/loss"] = loss.detach()
         if mask is not None:
@@ -156,7 +156,7 @@ class AutoencoderTask(Task):
         self.discriminator.requires_grad_(True)
         uniform = torch.cat((augmentation[:, 1], augmentation[:, 2]))
         loss, terms = self.objective.adversarial.discriminator(self.discriminator, images, reconstructions, uniform)
-        self.manual_backward(loss / self.accumulate_grad_batches)
+        self.backward_micro_batch(1, loss)
         scalars: dict[str, Tensor | float] = {f"discriminator/{name}": term.detach() for name, term in terms.items()}
         if self.is_last_micro_step:
             scalars["learning_rate/discriminator"] = self.learning_rate(1)

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from maetok.memory import keep_freed_memory
 from maetok.networks.attention import CPU_HAS_BFLOAT16
+from maetok.step_guard import StepGuard
 
 
 @dataclass
@@ -42,7 +43,10 @@ class Task(LightningModule):
     Callbacks call them outside autocast, so whatever the training precision, what they measure is float32.
 
     One step is one step of the generator's optimizer: ``trainer.max_steps``, schedules, checkpoints and the axis of all
-    logs count these, whatever other optimizers and micro-batches there are.
+    logs count these, whatever other optimizers and micro-batches there are. A step that the guard skips because loss or
+    gradient is not finite counts as well: schedules, noise, masks and the data order are functions of the step and go
+    on, weights and optimizer state stay, and the moving average takes the same weights once more. So skipped steps
+    neither delay the end of a run nor disturb its continuation.
 
     Args:
         accumulate_grad_batches: micro-batches per optimizer step.
@@ -60,6 +64,7 @@ class Task(LightningModule):
         self.accumulate_grad_batches = accumulate_grad_batches
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self.micro_step = 0  # micro-batches since the last optimizer step
+        self.step_guard: StepGuard | None = None  # callbacks.NonFiniteGuard sets it
         self.checkpoint_step = 0  # step of the checkpoint that was loaded, for subcommands that do not train
 
     def encode(self, images: Tensor) -> Tensor:
@@ -144,8 +149,14 @@ class Task(LightningModule):
         rows = generator.random((samples * self.trainer.world_size, *shape), dtype=np.float32)
         return torch.from_numpy(rows[self.global_rank :: self.trainer.world_size].copy()).to(self.device)
 
+    def backward_micro_batch(self, index: int, loss: Tensor) -> None:
+        """Add this micro-batch's share of the gradient of ``loss`` () for the optimizer of that index."""
+        if self.step_guard is not None:
+            self.step_guard.note_loss(index, loss)
+        self.manual_backward(loss / self.accumulate_grad_batches)
+
     def step_optimizer(self, index: int, network: nn.Module, gradient_clip: float) -> Tensor:
-        """Clip, step the optimizer of that index and its schedule, and clear gradients.
+        """Clip, step the optimizer of that index unless the guard skips that, step its schedule, and clear gradients.
 
         Only optimizer 0, the generator's, advances Lightning's step counter.
 
@@ -156,7 +167,10 @@ class Task(LightningModule):
         optimizer = optimizer[index] if isinstance(optimizer, list) else optimizer
         parameters = [parameter for parameter in network.parameters() if parameter.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, gradient_clip or float("inf"), foreach=True)
-        optimizer.step()
+        if self.step_guard is None:
+            optimizer.step()
+        else:
+            self.step_guard.step(index, norm, self.trainer.optimizers[index], optimizer.step)
         optimizer.zero_grad(set_to_none=True)
         schedules = self.lr_schedulers()
         (schedules[index] if isinstance(schedules, list) else schedules).step()

@@ -1,7 +1,7 @@
 """Stage 3: train a denoiser on latents, and sample images with it (paper section 3.3)."""
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import cached_property, reduce
 from itertools import chain
 from typing import Any
 
@@ -94,7 +94,6 @@ class LatentDiffusion(Task):
         check_sizes(tokenizer, denoiser)
         if init_from is not None:
             init_from.load(tokenizer)
-        self.tokenizer_hash = tokenizer.latents_hash()
         self.tokenizer = Frozen(tokenizer)
         self.normalizer = LatentNormalizer(denoiser.latent_channels)
         self.guide_from = guide_from.located() if guide_from is not None else None
@@ -112,6 +111,11 @@ class LatentDiffusion(Task):
         self.generator, self.sampling, self.label_dropout = generator, sampling, label_dropout
         self.validation_bins, self.statistics_samples = validation_bins, statistics_samples
         self.compile_blocks, self.activation_checkpointing = compile, activation_checkpointing
+
+    @cached_property
+    def tokenizer_hash(self) -> str:
+        """Tells caches of this tokenizer from others."""
+        return self.tokenizer.network.latents_hash()  # type: ignore[operator]
 
     def setup(self, stage: str) -> None:
         """Check that data and networks fit, and that there is something to sample from.
@@ -157,10 +161,7 @@ class LatentDiffusion(Task):
         if self.checkpoint_step or self.statistics_from is not None:
             return
         index = self.trainer.datamodule.index("train")  # type: ignore[attr-defined]
-        if hasattr(index, "std"):
-            mean, std = index.mean, index.std
-        else:
-            mean, std = self.measured_statistics()
+        mean, std = (index.mean, index.std) if hasattr(index, "std") else self.measured_statistics()
         self.normalizer.set_statistics(torch.as_tensor(mean).float(), torch.as_tensor(std).float())
 
     @torch.no_grad()
@@ -181,19 +182,22 @@ class LatentDiffusion(Task):
         """Latents (B, L, C) of a batch of latents or of images."""
         return batch["latents"] if "latents" in batch else self.encode(batch["images"])
 
+    def training_noise(self, latents: Tensor) -> Tensor:
+        """Noise (B, L, C); each sample of a run has its own, whatever the number of processes."""
+        first = (self.global_step * self.accumulate_grad_batches + self.micro_step) * len(latents)
+        rows = torch.arange(first, first + len(latents), device=self.device)
+        return index_noise(self.seed, rows * self.trainer.world_size + self.global_rank, shape=latents.shape[1:])
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """One micro-batch."""
         generator = np.random.default_rng(self.begin_micro_step())
         latents = self.normalizer.normalize(self.raw_latents(batch))
         uniform = self.uniform(generator, len(latents), 2)
-        rows = torch.arange(len(latents), device=self.device) * self.trainer.world_size + self.global_rank
-        micro_batches = self.global_step * self.accumulate_grad_batches + self.micro_step
-        first = micro_batches * len(latents) * self.trainer.world_size
-        noise = index_noise(self.seed, first + rows, shape=latents.shape[1:])
+        noise = self.training_noise(latents)
         labels = drop_labels(batch["labels"], uniform[:, 1], self.label_dropout, self.denoiser.num_classes)
         losses, terms = self.objective.loss(self.denoiser, latents, noise, uniform[:, 0], labels)
         loss = losses.mean()
-        self.manual_backward(loss / self.accumulate_grad_batches)
+        self.backward_micro_batch(0, loss)
         scalars: dict[str, Tensor | float] = {f"train/{name}": term for name, term in terms.items()}
         scalars["train/loss"] = loss.detach()
         if self.is_last_micro_step:

@@ -60,6 +60,17 @@ class StopAt(Callback):
             trainer.should_stop = True
 
 
+class Poison(Callback):
+    """Multiplies one sample of one process by a factor, NaN by default, in the given steps, counted from 0."""
+
+    def __init__(self, steps: list[int], rank: int = 0, factor: float = float("nan")) -> None:
+        self.steps, self.rank, self.factor = steps, rank, factor
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step in self.steps and trainer.global_rank == self.rank:
+            batch["latents" if "latents" in batch else "images"][-1] *= self.factor
+
+
 def scalars(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "scalars.jsonl").read_text().splitlines()]
 

@@ -190,7 +190,7 @@ def test_imagenet_configs_are_the_papers(size: int, capsys: pytest.CaptureFixtur
     assert model["discriminator"]["init_args"]["model_name"] == "vit_small_patch16_224.dino"
     assert (data["horizontal_flip"], data["random_crop_scale"]) == (True, None)
     assert objective["pixel_norm"] == "l2"
-    assert objective["perceptual"]["init_args"] == {"net_type": "vgg", "checkpoint_path": ""}
+    assert objective["perceptual"]["init_args"] == {"net_type": "vgg", "pretrained": True, "checkpoint_path": ""}
     assert (model["mask_ratio"]["low"], model["mask_ratio"]["high"], model["auxiliary_depth"]) == (0.4, 0.6, 3)
 
 

@@ -59,7 +59,8 @@ def adaptive_weight(
 class LeCAM(nn.Module):
     """LeCAM regulariser (Tseng et al. 2021, equation 3): keeps logits near the moving average of the other side.
 
-    The averages are buffers, so they are saved and resumed; they are the same on all processes.
+    The averages are buffers, so they are saved and resumed; they are the same on all processes. Logits that are not
+    finite leave them as they are.
 
     Args:
         decay: decay of the moving averages of real and fake logits.
@@ -78,8 +79,9 @@ class LeCAM(nn.Module):
         """Update the averages, then return mean(relu(real - fake average)^2) + mean(relu(real average - fake)^2)."""
         real_logits, fake_logits = real_logits.float(), fake_logits.float()
         means = mean_over_ranks(torch.stack((real_logits.mean(), fake_logits.mean())))
-        self.real_average.lerp_(means[0], 1.0 - self.decay)
-        self.fake_average.lerp_(means[1], 1.0 - self.decay)
+        finite = means.isfinite().all()
+        self.real_average.lerp_(torch.where(finite, means[0], self.real_average), 1.0 - self.decay)
+        self.fake_average.lerp_(torch.where(finite, means[1], self.fake_average), 1.0 - self.decay)
         real_term = F.relu(real_logits - self.fake_average.clone()).square().mean()
         return real_term + F.relu(self.real_average.clone() - fake_logits).square().mean()
 

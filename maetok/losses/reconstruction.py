@@ -33,17 +33,23 @@ class LPIPSLoss(PerceptualLoss):
     Args:
         net_type: backbone; the paper uses ``vgg``.
         checkpoint_path: torchvision's file of the backbone's weights; if not given, torchvision's cache or download.
+        pretrained: use torchvision's weights at all; random ones otherwise.
 
     Raises:
         RuntimeError: if torchvision's weights cannot be loaded.
     """
 
-    def __init__(self, net_type: Literal["vgg", "alex", "squeeze"] = "vgg", checkpoint_path: str = "") -> None:
+    def __init__(
+        self,
+        net_type: Literal["vgg", "alex", "squeeze"] = "vgg",
+        checkpoint_path: str = "",
+        pretrained: bool = True,
+    ) -> None:
         super().__init__()
         from torchmetrics.functional.image.lpips import _LPIPS
 
         try:
-            network = _LPIPS(net=net_type, pnet_rand=bool(checkpoint_path))
+            network = _LPIPS(net=net_type, pnet_rand=bool(checkpoint_path) or not pretrained)
             if checkpoint_path:
                 weights = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
                 # the backbone holds torchvision's layers under their numbers, in one slice after another

@@ -186,3 +186,5 @@ def test_lpips_without_weights_names_the_remedy(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("torch.hub.download_url_to_file", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
     with pytest.raises(RuntimeError, match=r"net_type='vgg'.*no network.*TORCH_HOME"):
         LPIPSLoss("vgg")
+    images = torch.zeros(1, 3, 32, 32)
+    assert LPIPSLoss("squeeze", pretrained=False)(images, images) == 0  # random weights need none
