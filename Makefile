@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 
-.PHONY: demo study test lint clean
+.PHONY: demo study test test-cluster lint submit clean
 
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -31,10 +31,25 @@ study: .venv/installed
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
+test-cluster: .venv/installed ## a real two-node Slurm on this machine; installs Debian's slurm-wlm and munge if they are not there
+	tests/cluster/install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster tests/cluster
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+NODES := 1
+GPUS := # per node
+TASKS := $(or $(GPUS),1)# processes per node
+TIME := 24:00:00
+submit: ## one run on a Slurm cluster; see slurm/fit.sbatch
+	@test -n "$(CONFIG)" || { echo "make submit CONFIG=configs/experiment/E.yaml [NODES=1] [GPUS=8 per node, or TASKS=1]" \
+		"[TIME=24:00:00] [NAME=run] [SBATCH='--partition=p ...'] [ARGS='--config f ...']" >&2; exit 1; }
+	mkdir -p runs/slurm
+	sbatch --job-name=$(or $(NAME),$(basename $(notdir $(CONFIG)))) --nodes=$(NODES) --ntasks-per-node=$(TASKS) \
+		$(GPUS:%=--gpus-per-node=%) --time=$(TIME) $(SBATCH) slurm/fit.sbatch --config $(CONFIG) $(ARGS)
 
 clean:
 	rm -rf .venv data/digits*

@@ -9,7 +9,9 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from callbacks import Heartbeat
 from callbacks.checkpointing import resolve_checkpoint
+from callbacks.trainer_setup import trainer_defaults, with_slurm
 
 gc.freeze()
 gc.enable()
@@ -19,8 +21,9 @@ class MAETokCLI(LightningCLI):
     """LightningCLI with one run directory per experiment, which restarts find again."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the name of the run."""
+        """Add the name of the run, and the watch over its processes."""
         parser.add_argument("--experiment", type=str, default="unnamed", help="name of the run directory under runs/")
+        parser.add_lightning_class_args(Heartbeat, "heartbeat")
 
     def before_instantiate_classes(self) -> None:
         """Keep the saved configs of other subcommands apart from that of ``fit``."""
@@ -32,6 +35,7 @@ class MAETokCLI(LightningCLI):
         run = kwargs["default_root_dir"] = config.trainer.default_root_dir or f"runs/{config.experiment}"
         if config.trainer.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(run, name="", version="")
+        kwargs["plugins"] = with_slurm(self._get(self.config_init, "trainer").plugins)
         return super().instantiate_trainer(**kwargs)
 
     def _parse_ckpt_path(self) -> None:
@@ -53,12 +57,7 @@ def main(args: list[str] | None = None) -> MAETokCLI:
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,
-        trainer_defaults={
-            "use_distributed_sampler": False,  # datamodules divide samples among processes themselves
-            "num_sanity_val_steps": 0,
-            "max_epochs": -1,  # training data has no end; max_steps is the length of a run
-            "check_val_every_n_epoch": None,  # val_check_interval counts micro-batches
-        },
+        trainer_defaults=trainer_defaults(),
         auto_configure_optimizers=False,
         save_config_kwargs={"overwrite": True},  # a restart writes it again
         args=args,

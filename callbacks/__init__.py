@@ -1,8 +1,10 @@
 """Callbacks; classes named in configs are importable from here."""
 
 from callbacks.checkpointing import ResumableCheckpoint
+from callbacks.continued_curve import ContinuedCurve
 from callbacks.early_signal import EarlySignal
 from callbacks.gmm_modes import GMMModes
+from callbacks.heartbeat import Heartbeat
 from callbacks.image_metrics import ImageMetrics
 from callbacks.interpolations import Interpolations
 from callbacks.latent_pictures import LatentPictures
@@ -12,14 +14,17 @@ from callbacks.non_finite_guard import NonFiniteGuard
 from callbacks.progress import StepProgressBar, Throughput
 from callbacks.reconstruction_metrics import ReconstructionMetrics
 from callbacks.reconstruction_pictures import ReconstructionPictures
+from callbacks.requeue import Requeue
 from callbacks.run_report import RunReport
 from callbacks.sample_metrics import SampleMetrics
 from callbacks.sample_pictures import SamplePictures
 from callbacks.sample_writer import SampleWriter
 
 __all__ = [
+    "ContinuedCurve",
     "EarlySignal",
     "GMMModes",
+    "Heartbeat",
     "ImageMetrics",
     "Interpolations",
     "LatentPictures",
@@ -28,6 +33,7 @@ __all__ = [
     "NonFiniteGuard",
     "ReconstructionMetrics",
     "ReconstructionPictures",
+    "Requeue",
     "ResumableCheckpoint",
     "RunReport",
     "SampleMetrics",

@@ -87,11 +87,11 @@ class FaultMonitor:
                     file.write(json.dumps({"step": trainer.global_step, **fault._asdict()}) + "\n")
 
     def log(self, trainer: Any) -> None:
-        """Send the totals to the logger."""
+        """Send the totals to the logger, in training for the step that uses the batch at hand."""
         if trainer.logger is not None and (trainer.training or sum(self.totals.values())):
             scalars = {f"data/faults_{reason}": float(count) for reason, count in self.totals.items() if count}
             scalars["data/faults"] = float(sum(self.totals.values()))
-            trainer.logger.log_metrics(scalars, step=trainer.global_step)
+            trainer.logger.log_metrics(scalars, step=trainer.global_step + int(trainer.training))
 
     def stop_if_too_many(self, trainer: Any, data_set_samples: int) -> None:
         """Raise TooManyFaultsError if the allowed share is exceeded."""

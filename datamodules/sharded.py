@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -49,6 +50,7 @@ class Loading:
                 "prefetch_factor": self.prefetch_factor,
                 "persistent_workers": self.persistent_workers,
                 "timeout": self.timeout,
+                "worker_init_fn": ignore_job_signals,
             }
         pin_memory = self.pin_memory and torch.cuda.is_available()
         return BatchLoader(
@@ -59,6 +61,12 @@ class Loading:
             pin_memory=pin_memory,
             **workers,
         )
+
+
+def ignore_job_signals(worker: int) -> None:
+    """Leave USR1 and TERM, which a cluster sends to every process of a job, to the training process."""
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class BatchLoader(DataLoader[Any]):
@@ -197,11 +205,14 @@ class ShardedData(LightningDataModule):
         return batch
 
     def report(self) -> None:
-        """Log ``data/epoch``, how often the training data has been seen; all processes call this at the same batch."""
+        """Log ``data/epoch``, how often the training data has been seen, for the step that uses this batch.
+
+        All processes call this at the same batch.
+        """
         assert self.trainer is not None
         if self.trainer.logger is not None and self.trainer.training:
             epoch = self.position / self.epoch_samples
-            self.trainer.logger.log_metrics({"data/epoch": epoch}, step=self.trainer.global_step)
+            self.trainer.logger.log_metrics({"data/epoch": epoch}, step=self.trainer.global_step + 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the order, and what the order depends on."""

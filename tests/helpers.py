@@ -2,13 +2,16 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from multiprocessing import active_children, current_process
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from main import MAETokCLI, main
 
@@ -69,6 +72,36 @@ class Poison(Callback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step in self.steps and trainer.global_rank == self.rank:
             batch["latents" if "latents" in batch else "images"][-1] *= self.factor
+
+
+class CrashAt(Callback):
+    """Fails before the micro-batch after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise RuntimeError("crash")
+
+
+class SignalAt(Callback):
+    """Sends a signal to one rank, and to its loader processes as a cluster does, before a micro-batch of a new run."""
+
+    def __init__(self, batch: int, name: str, rank: int = 0) -> None:
+        self.batch, self.number, self.rank = batch, signal.Signals[name], rank
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == self.batch and trainer.global_rank == self.rank and not trainer.ckpt_path:
+            for process in [*active_children(), current_process()]:
+                os.kill(process.pid, self.number)
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of each scalar that TensorBoard shows."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def scalars(folder: Path) -> list[dict[str, float]]:

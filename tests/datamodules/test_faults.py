@@ -82,7 +82,7 @@ def test_a_run_logs_counts_and_lists_what_is_broken(tmp_path: Path, workers: int
     assert last["data/faults_corrupt_image"] >= 12
     assert last["data/faults"] == last["data/faults_label_not_integer"] + last["data/faults_corrupt_image"]
     assert last["data/epoch"] == pytest.approx(160 / 38)
-    assert [event.step for event in events.Scalars("data/faults")][:3] == [1, 3, 5]
+    assert [event.step for event in events.Scalars("data/faults")][:3] == [2, 4, 6]
 
 
 def test_too_many_broken_images_stop_the_run(tmp_path: Path) -> None:

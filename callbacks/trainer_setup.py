@@ -1,0 +1,30 @@
+"""What every Trainer of the command line is given beside its config."""
+
+from typing import Any
+
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
+from callbacks.continued_curve import ContinuedCurve
+from callbacks.requeue import Requeue
+
+
+def trainer_defaults() -> dict[str, Any]:
+    """Defaults of the section ``trainer``; the callbacks come beside those of the config."""
+    return {
+        "use_distributed_sampler": False,  # datamodules divide samples among processes themselves
+        "num_sanity_val_steps": 0,
+        "max_epochs": -1,  # training data has no end; max_steps is the length of a run
+        "check_val_every_n_epoch": None,  # val_check_interval counts micro-batches
+        "callbacks": [Requeue(), ContinuedCurve()],
+    }
+
+
+def with_slurm(plugins: Any) -> list[Any]:
+    """The plugins of ``trainer.plugins``, and under ``srun`` Slurm without Lightning's own way of requeueing.
+
+    Lightning would save inside the signal handler, in the middle of a step, and each process by itself.
+    """
+    given = plugins if isinstance(plugins, list) else [plugins] if plugins else []
+    if any(isinstance(plugin, SLURMEnvironment) for plugin in given) or TorchElasticEnvironment.detect():
+        return given
+    return [*given, SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else given

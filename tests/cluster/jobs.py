@@ -1,0 +1,111 @@
+"""Runs of the suite as jobs of a test cluster."""
+
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback
+
+from tests.cluster.cluster import Cluster, wait_for
+from tests.helpers import ROOT
+
+OVERLAY = "ddp"
+"""Strategy of all runs with two processes."""
+CONFIG = "configs/experiment/imagenet256_maetok_b128.yaml"
+STEPS = 40
+PATIENCE = 600
+"""Seconds that a step of a test may take, on a machine that has other work."""
+
+
+class Pause(Callback):
+    """Makes a new run slow, to leave time to disturb it, and writes down how far it is; a continued one is fast."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if not trainer.ckpt_path:
+            if trainer.is_global_zero:
+                (Path(trainer.default_root_dir) / "step").write_text(str(trainer.global_step))
+            time.sleep(self.seconds)
+
+
+class Job:
+    """A run submitted by ``make submit``.
+
+    Args:
+        cluster: where.
+        name: of the job and of its run directory.
+        digits_root: shards of the digits.
+        nodes: one process on each.
+        sbatch: more flags of sbatch.
+        flags: more flags of main.py.
+    """
+
+    def __init__(
+        self, cluster: Cluster, name: str, digits_root: Path, nodes: int = 2, sbatch: str = "", flags: str = ""
+    ) -> None:
+        self.cluster, self.run = cluster, cluster.folder / "runs" / name
+        self.output = cluster.folder / f"{name}-%j.out"
+        arguments = f"{run_flags(digits_root, OVERLAY if nodes > 1 else 'tiny')} {flags}"
+        command = ["make", "--no-print-directory", "submit", f"CONFIG={CONFIG}", f"NODES={nodes}", f"NAME={name}"]
+        command += [f"SBATCH=--parsable --output={self.output} {sbatch}", f"ARGS={arguments}"]
+        variables = {"RUN": str(self.run), "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+        output = cluster.call("env", *(f"{name}={value}" for name, value in variables.items()), *command)
+        self.id = output.split()[-1]
+
+    def facts(self, task: int | None = None) -> dict[str, str]:
+        """What Slurm knows about the job, or about a task of an array."""
+        name = self.id if task is None else f"{self.id}_{task}"
+        words = self.cluster.call("scontrol", "show", "job", name, "--oneliner").split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def log(self) -> str:
+        """Output of the job, over all its starts."""
+        pattern = self.output.name.replace("%j", "*")
+        return "".join(path.read_text(errors="replace") for path in sorted(self.cluster.folder.glob(pattern)))
+
+    def continued_from(self) -> list[int]:
+        """Steps of the checkpoints that the starts of the job have gone on from."""
+        return [int(step) for step in re.findall(r"0: continuing from .*step=(\d+)\.ckpt", self.log())]
+
+    def wait_for_state(self, *states: str, task: int | None = None) -> dict[str, str]:
+        """Wait for one of these states, and return the facts then."""
+        wait_for(
+            lambda: self.facts(task)["JobState"] in states,
+            PATIENCE,
+            lambda: f"job {self.id} is {self.facts(task)['JobState']}, not {states}: {self.log()[-4000:]}",
+        )
+        return self.facts(task)
+
+    def wait_for_step(self, step: int, run: Path | None = None) -> None:
+        """Wait until a new run with :class:`Pause` has made so many steps."""
+        path = (run or self.run) / "step"
+        wait_for(
+            lambda: path.exists() and int(path.read_text() or 0) >= step,
+            PATIENCE,
+            lambda: f"job {self.id} has not made step {step}: {self.log()[-4000:]}",
+        )
+
+    def process(self, rank: int) -> int:
+        """Process id of a rank."""
+        ids = self.cluster.processes(SLURM_JOB_ID=self.id, SLURM_PROCID=str(rank))
+        trainers = [pid for pid in ids if b"main.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert len(trainers) == 1, trainers
+        return trainers[0]
+
+
+def run_flags(digits_root: Path, overlay: str) -> str:
+    """Flags of a tiny run of ``STEPS`` steps with a checkpoint at every tenth."""
+    return (
+        f"--config configs/overlay/tiny.yaml --config configs/overlay/{overlay}.yaml "
+        f"--data.init_args.root {digits_root} --trainer.max_steps {STEPS} --trainer.val_check_interval {STEPS} "
+        "--trainer.callbacks.every_n_steps 10 --trainer.enable_model_summary false"
+    )
+
+
+def pause(seconds: float) -> str:
+    """Flags of a run with :class:`Pause`."""
+    return f"--trainer.callbacks+=tests.cluster.jobs.Pause --trainer.callbacks.seconds {seconds}"

@@ -1,0 +1,104 @@
+"""Runs on two nodes of a real Slurm, disturbed in all ways that a cluster knows, against one that was left alone."""
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from maetok.checkpoints import complete_checkpoints
+from tests.cluster.cluster import Cluster
+from tests.cluster.jobs import STEPS, Job, pause
+from tests.helpers import curves, weights
+
+pytestmark = pytest.mark.cluster
+
+
+def assert_same(run: Path, reference: Path) -> None:
+    """Equal bit for bit: final weights, and every scalar of training, which has each step once."""
+    found, expected = (
+        {tag: points for tag, points in curves(folder).items() if not tag.startswith("throughput/")}
+        for folder in (run, reference)
+    )
+    assert [step for step, _ in found["train/loss"]] == list(range(1, STEPS + 1))
+    assert found == expected
+    first, second = weights(run, STEPS), weights(reference, STEPS)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_two_nodes_train_to_completion(cluster: Cluster, uninterrupted: Path) -> None:
+    assert [path.stem for path in complete_checkpoints(uninterrupted)] == ["step=000000030", "step=000000040"]
+    assert [step for step, _ in curves(uninterrupted)["train/loss"]] == list(range(1, STEPS + 1))
+    log = next(cluster.folder.glob("uninterrupted-*.out")).read_text()
+    assert "rank 0 at 127.0.0.1:" in log
+    assert "All distributed processes registered. Starting with 2 processes" in log
+
+
+def test_a_job_requeues_itself_at_the_time_limit(cluster: Cluster, digits_root: Path, uninterrupted: Path) -> None:
+    """The limit is set when training is under way, so that the test does not depend on how fast it starts."""
+    job = Job(cluster, "limit", digits_root, sbatch="--time=60 --signal=USR1@90", flags=pause(4))
+    job.wait_for_step(2)
+    hours, minutes, _ = map(int, job.facts()["RunTime"].split(":"))
+    cluster.call("scontrol", "update", f"JobId={job.id}", f"TimeLimit={60 * hours + minutes + 2}")
+    job.wait_for_state("PENDING")
+    cluster.call("scontrol", "update", f"JobId={job.id}", "TimeLimit=60")
+    facts = job.wait_for_state("COMPLETED", "FAILED", "TIMEOUT")
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), job.log()[-4000:]
+    stopped = re.findall(r"stopped by a signal; step (\d+) is saved", job.log())
+    assert [int(step) for step in stopped] == job.continued_from()
+    assert 2 <= int(stopped[0]) < STEPS
+    assert not (job.run / "requeue").exists()
+    assert_same(job.run, uninterrupted)
+
+
+@pytest.mark.parametrize("name", ["requeued", "preempted"])
+def test_slurm_takes_the_nodes_away(cluster: Cluster, digits_root: Path, uninterrupted: Path, name: str) -> None:
+    """By ``scontrol requeue``, and for a job of a partition that goes first: saved long before the next tenth step."""
+    job = Job(cluster, name, digits_root, flags=pause(1))
+    job.wait_for_step(2)
+    if name == "requeued":
+        cluster.call("scontrol", "requeue", job.id)
+    else:
+        cluster.call("sbatch", "--partition=urgent", "--nodes=2", f"--output={cluster.folder}/urgent", "--wrap=true")
+    facts = job.wait_for_state("COMPLETED", "FAILED", "PREEMPTED")
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), job.log()[-4000:]
+    assert len(job.continued_from()) == 1
+    assert 2 <= job.continued_from()[0] < 10
+    assert_same(job.run, uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_rank_ends_the_job_and_is_named(
+    cluster: Cluster, digits_root: Path, uninterrupted: Path, number: signal.Signals
+) -> None:
+    """A process that is killed and one that stands still; the next job goes on from the last checkpoint."""
+    name = f"lost-{number.name}"
+    flags = f"{pause(1)} --heartbeat.timeout 20 --heartbeat.interval 2"
+    job = Job(cluster, name, digits_root, flags=flags)
+    job.wait_for_step(12)
+    lost = job.process(rank=1)
+    os.kill(lost, number)
+    assert job.wait_for_state("COMPLETED", "FAILED")["JobState"] == "FAILED"
+    assert f"rank 1 on n2 (process {lost}) is lost, so rank 0 on n1" in job.log()
+    assert [path.stem for path in complete_checkpoints(job.run)] == ["step=000000010"]
+    job = Job(cluster, name, digits_root)
+    job.wait_for_state("COMPLETED")
+    assert_same(job.run, uninterrupted)
+
+
+def test_tasks_of_an_array_are_runs_of_their_own(cluster: Cluster, digits_root: Path) -> None:
+    """Two seeds side by side, one process each; the first one is told to stop and goes on later, alone."""
+    job = Job(cluster, "array", digits_root, nodes=1, sbatch="--array=0-1", flags=pause(1))
+    runs = [job.run.with_name(f"array_{task}") for task in (0, 1)]
+    for run in runs:
+        job.wait_for_step(3, run)
+    cluster.call("scancel", "--signal=USR1", f"{job.id}_0")
+    facts = [job.wait_for_state("COMPLETED", "FAILED", task=task) for task in (0, 1)]
+    assert [(it["JobState"], it["Restarts"]) for it in facts] == [("COMPLETED", "1"), ("COMPLETED", "0")]
+    losses = [curves(run)["train/loss"] for run in runs]
+    for points in losses:
+        assert [step for step, _ in points] == list(range(1, STEPS + 1))
+    assert losses[0] != losses[1]  # another seed
