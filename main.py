@@ -9,6 +9,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
+import strategies  # noqa: F401 - registers them
 from callbacks.checkpointing import resolve_checkpoint
 
 gc.freeze()

@@ -75,10 +75,11 @@ class AutoencoderTask(Task):
         """Training forward pass: reconstructions (B, 3, H, W) with graph, and losses beside those of the pixels."""
 
     def configure_model(self) -> None:
-        """Apply the compile and activation-checkpointing switches to the trained networks."""
+        """Apply the compile and activation-checkpointing switches to the trained networks, and shard them."""
         self.model.set_activation_checkpointing(self.activation_checkpointing)
         if self.compile_blocks:
             self.model.compile_blocks()
+        self.shard_for_training(self.model)
 
     def setup(self, stage: str) -> None:
         """Check that data and tokenizer agree on the image size, which both configs state."""
@@ -135,7 +136,7 @@ class AutoencoderTask(Task):
         )
         for name, (weight, term) in others.items():
             loss, terms[name] = loss + weight * term, term.detach()
-        self.manual_backward(loss / self.accumulate_grad_batches)
+        self.accumulate_gradients(loss)
         scalars: dict[str, Tensor | float] = {f"train/{name}": term for name, term in terms.items()}
         scalars["train/loss"] = loss.detach()
         if mask is not None:
@@ -156,7 +157,7 @@ class AutoencoderTask(Task):
         self.discriminator.requires_grad_(True)
         uniform = torch.cat((augmentation[:, 1], augmentation[:, 2]))
         loss, terms = self.objective.adversarial.discriminator(self.discriminator, images, reconstructions, uniform)
-        self.manual_backward(loss / self.accumulate_grad_batches)
+        self.accumulate_gradients(loss)
         scalars: dict[str, Tensor | float] = {f"discriminator/{name}": term.detach() for name, term in terms.items()}
         if self.is_last_micro_step:
             scalars["learning_rate/discriminator"] = self.learning_rate(1)

@@ -3,19 +3,23 @@
 import os
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from maetok.ema import EMA
 from maetok.memory import keep_freed_memory
 from maetok.networks.attention import CPU_HAS_BFLOAT16
+from maetok.sharding import average_gradients, broadcast_from_first, gather, is_sharded, reshard, shard, whole
 
 
 @dataclass
@@ -103,6 +107,37 @@ class Task(LightningModule):
                 "32-true is many times faster here"
             )
 
+    def shard_for_training(self, network: nn.Module) -> None:
+        """Under a strategy that shards, divide the trained network and its averages among the processes.
+
+        What else there is, a discriminator or frozen networks, stays whole on every process, as everything does in
+        other subcommands than ``fit``.
+        """
+        if self.device_mesh is None or self.trainer.state.fn != "fit" or is_sharded(network):
+            return
+        broadcast_from_first(self, self.trainer.strategy.root_device)
+        shard(network, self.device_mesh, torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None)
+        for average in self.averages:
+            shard(average.network, self.device_mesh, stays_gathered=True)
+
+    @property
+    def averages(self) -> list[EMA]:
+        """All moving averages that this task has."""
+        return [module for module in self.modules() if isinstance(module, EMA)]
+
+    def on_validation_start(self) -> None:
+        """Gather sharded averages, so that in evaluation each process can run them when and as often as it likes."""
+        for average in self.averages:
+            gather(average)
+
+    def on_validation_end(self) -> None:
+        """Free what was gathered."""
+        for average in self.averages:
+            reshard(average)
+
+    on_test_start, on_test_end = on_validation_start, on_validation_end
+    on_predict_start, on_predict_end = on_validation_start, on_validation_end
+
     def check_image_size(self, own_size: tuple[int, int]) -> None:
         """Raise ValueError unless data and tokenizer, whose configs both state it, agree on the image size."""
         data_size = getattr(getattr(self.trainer, "datamodule", None), "image_size", None)
@@ -144,6 +179,13 @@ class Task(LightningModule):
         rows = generator.random((samples * self.trainer.world_size, *shape), dtype=np.float32)
         return torch.from_numpy(rows[self.global_rank :: self.trainer.world_size].copy()).to(self.device)
 
+    def accumulate_gradients(self, loss: Tensor) -> None:
+        """Backward pass of one micro-batch; processes average gradients only in the last one before a step."""
+        strategy = self.trainer.strategy
+        adds_only = isinstance(strategy, ParallelStrategy) and not self.is_last_micro_step
+        with strategy.block_backward_sync() if adds_only else nullcontext():  # type: ignore[attr-defined]
+            self.manual_backward(loss / self.accumulate_grad_batches)
+
     def step_optimizer(self, index: int, network: nn.Module, gradient_clip: float) -> Tensor:
         """Clip, step the optimizer of that index and its schedule, and clear gradients.
 
@@ -154,8 +196,10 @@ class Task(LightningModule):
         """
         optimizer = self.optimizers(use_pl_optimizer=index == 0)
         optimizer = optimizer[index] if isinstance(optimizer, list) else optimizer
+        if self.device_mesh is not None and not is_sharded(network):
+            average_gradients(network.parameters())
         parameters = [parameter for parameter in network.parameters() if parameter.grad is not None]
-        norm = nn.utils.clip_grad_norm_(parameters, gradient_clip or float("inf"), foreach=True)
+        norm = whole(nn.utils.clip_grad_norm_(parameters, gradient_clip or float("inf"), foreach=True))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         schedules = self.lr_schedulers()

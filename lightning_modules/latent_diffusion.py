@@ -124,10 +124,11 @@ class LatentDiffusion(Task):
             )
 
     def configure_model(self) -> None:
-        """Apply the compile and activation-checkpointing switches to the denoiser."""
+        """Apply the compile and activation-checkpointing switches to the denoiser, and shard it."""
         self.denoiser.set_activation_checkpointing(self.activation_checkpointing)
         if self.compile_blocks:
             self.denoiser.compile_blocks()
+        self.shard_for_training(self.denoiser)
 
     def configure_optimizers(self) -> tuple[list[Any], list[Any]]:
         """One optimizer, of the denoiser; raises ValueError if there is no word of it."""
@@ -136,7 +137,7 @@ class LatentDiffusion(Task):
         optimizer, schedule = self.generator.build(self.denoiser, self.trainer.max_steps)
         return [optimizer], [schedule]
 
-    def on_fit_start(self) -> None:
+    def on_train_start(self) -> None:
         """Take the latents' statistics, unless a checkpoint has brought them."""
         if self.checkpoint_step:
             return
@@ -177,7 +178,7 @@ class LatentDiffusion(Task):
         labels = drop_labels(batch["labels"], uniform[:, 1], self.label_dropout, self.denoiser.num_classes)
         losses, terms = self.objective.loss(self.denoiser, latents, noise, uniform[:, 0], labels)
         loss = losses.mean()
-        self.manual_backward(loss / self.accumulate_grad_batches)
+        self.accumulate_gradients(loss)
         scalars: dict[str, Tensor | float] = {f"train/{name}": term for name, term in terms.items()}
         scalars["train/loss"] = loss.detach()
         if self.is_last_micro_step:

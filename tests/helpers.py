@@ -76,3 +76,13 @@ def run_subprocess(program: str, folder: Path, *arguments: str, succeeds: bool =
     command = [sys.executable, str(path), *arguments]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=300, check=False)
     assert (result.returncode == 0) == succeeds, result.stderr.decode()[-6000:]
+
+
+def run_module(module: str, folder: Path, *arguments: str, timeout: float = 500) -> None:
+    """Run a module of the tests as a program of its own, with the folder as its first argument, in one thread."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", module, str(folder), *arguments]
+    with (folder / "output.log").open("w+") as output:
+        options = {"cwd": ROOT, "env": environment, "stdout": output, "stderr": output, "timeout": timeout}
+        result = subprocess.run(command, check=False, **options)
+    assert result.returncode == 0, (folder / "output.log").read_text()[-6000:]

@@ -1,0 +1,54 @@
+"""Run by ``test_equality``: the same training under several strategies and switches; results go to files."""
+
+import os
+import sys
+from functools import partialmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tests.processes import run_group
+from tests.strategies.runs import build, fit, whole_state
+
+STEPS = 3
+
+
+def train(folder: Path, digits: Path, name: str, stage: int, strategy: str, world_size: int, options: Any) -> None:
+    """Train; the first process saves all weights, the norms of gradients, and the dtypes of what it holds."""
+    nn.Module.compile = partialmethod(nn.Module.compile, backend="aot_eager")  # type: ignore[method-assign]
+    precision, unequal = options.pop("precision", "32-true"), options.pop("unequal", False)
+    task = build(stage, **options)
+    if unequal and os.environ.get("RANK") == "1":  # as if this process had another seed
+        with torch.no_grad():
+            for parameter in task.parameters():
+                parameter.add_(1.0)
+    trainer = fit(task, folder, digits, strategy, world_size, STEPS, precision=precision)
+    states = [state for optimizer in trainer.optimizers for state in optimizer.state.values()]
+    held = [*task.parameters(), *(value for state in states for value in state.values())]
+    norms = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("gradient_norm")}
+    state = whole_state(task)
+    if trainer.is_global_zero:
+        torch.save((state, norms, {str(tensor.dtype) for tensor in held if tensor is not None}), folder / f"{name}.pt")
+
+
+def runs(folder: Path, digits: Path) -> None:
+    """All of them, one after another."""
+
+    def run(name: str, world_size: int, stage: int, strategy: str, **options: Any) -> None:
+        run_group(world_size, train, folder, digits, name, stage, strategy, world_size, options)
+
+    switches = {"activation_checkpointing": True, "compile": True}
+    for stage in (1, 2, 3):
+        run(f"{stage}-single", 1, stage, "single")
+        run(f"{stage}-ddp", 2, stage, "ddp")
+        run(f"{stage}-fsdp", 2, stage, "fsdp", unequal=True)
+    run("1-hsdp", 2, 1, "hsdp", unequal=True)
+    for stage in (1, 3):
+        run(f"{stage}-switches", 2, stage, "fsdp", **switches)
+        run(f"{stage}-bf16", 2, stage, "fsdp", precision="bf16-mixed")
+
+
+if __name__ == "__main__":
+    runs(Path(sys.argv[1]), Path(sys.argv[2]))
