@@ -127,13 +127,14 @@ class AutoencoderTask(Task):
         if self.discriminator is not None:
             self.discriminator.requires_grad_(False)
         reconstructions, others = self.reconstruct_masked(images, mask)
-        loss, terms = self.objective.generator(
-            reconstructions,
-            images,
-            self.model.tokenizer.decoder.output.weight,
-            self.discriminator if plays else None,
-            augmentation[:, 0] if augmentation is not None else None,
-        )
+        with self.local_gradients():  # the adaptive weight asks for gradients of one layer
+            loss, terms = self.objective.generator(
+                reconstructions,
+                images,
+                self.model.tokenizer.decoder.output.weight,
+                self.discriminator if plays else None,
+                augmentation[:, 0] if augmentation is not None else None,
+            )
         for name, (weight, term) in others.items():
             loss, terms[name] = loss + weight * term, term.detach()
         self.accumulate_gradients(loss)

@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,10 +181,13 @@ class Task(LightningModule):
 
     def accumulate_gradients(self, loss: Tensor) -> None:
         """Backward pass of one micro-batch; processes average gradients only in the last one before a step."""
-        strategy = self.trainer.strategy
-        adds_only = isinstance(strategy, ParallelStrategy) and not self.is_last_micro_step
-        with strategy.block_backward_sync() if adds_only else nullcontext():  # type: ignore[attr-defined]
+        with nullcontext() if self.is_last_micro_step else self.local_gradients():
             self.manual_backward(loss / self.accumulate_grad_batches)
+
+    def local_gradients(self) -> AbstractContextManager[None]:
+        """A context in which gradients are those of this process."""
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
     def step_optimizer(self, index: int, network: nn.Module, gradient_clip: float) -> Tensor:
         """Clip, step the optimizer of that index and its schedule, and clear gradients.

@@ -3,11 +3,17 @@
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from maetok.checkpoint_files import CheckpointFiles
+from maetok.restoring import restore
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -20,6 +26,8 @@ class FSDP2Strategy(ModelParallelStrategy):
             processes of a node, so that only averaged gradients travel between nodes; the number of processes makes
             every one hold everything, as DDP does.
         timeout_minutes: how long a process waits for the others before the run ends with an error.
+        sharded_checkpoint: write checkpoints as folders with a file of each process; otherwise the first process
+            gathers everything and writes one file.
         process_group_backend: that of torch.distributed; nccl on CUDA and gloo on CPU if not given.
 
     Raises:
@@ -30,6 +38,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         self,
         replicate: int | Literal["nodes"] = 1,
         timeout_minutes: float = 10.0,
+        sharded_checkpoint: bool = True,
         process_group_backend: str | None = None,
     ) -> None:
         if timeout_minutes <= 0 or (replicate != "nodes" and replicate < 1):
@@ -39,7 +48,8 @@ class FSDP2Strategy(ModelParallelStrategy):
             )
         timeout = timedelta(minutes=timeout_minutes)
         super().__init__(tensor_parallel_size=1, process_group_backend=process_group_backend, timeout=timeout)
-        self.replicate = replicate
+        self.replicate, self.sharded_checkpoint = replicate, sharded_checkpoint
+        self.checkpoint_io = CheckpointFiles()  # type: ignore[assignment] # has the methods of a CheckpointIO
 
     def setup_environment(self) -> None:
         """Begin communication, and lay out processes as (replicas, shards).
@@ -78,3 +88,43 @@ class FSDP2Strategy(ModelParallelStrategy):
         finally:
             for unit in units:
                 unit.set_requires_gradient_sync(True, recurse=False)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """All weights, those that are sharded as shares."""
+        assert self.lightning_module is not None
+        return self.lightning_module.state_dict()
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """State of an optimizer by numbers of parameters, tensors that are sharded as shares.
+
+        Lightning's own would make a step of an optimizer that has made none yet, such as that of a discriminator that
+        does not play yet.
+        """
+        return getattr(optimizer, "_optimizer", optimizer).state_dict()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint, of which every process holds its shares."""
+        path = Path(self.broadcast(filepath))
+        if self.sharded_checkpoint:
+            self.checkpoint_io.save_checkpoint(checkpoint, path, storage_options)
+            return
+        whole = gathered(checkpoint)
+        if self.is_global_zero:
+            self.checkpoint_io.save_checkpoint(whole, path, storage_options)
+        self.barrier()
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint of any strategy and number of processes into task and optimizers; returns the rest."""
+        assert self.lightning_module is not None
+        return restore(Path(self.broadcast(checkpoint_path)), self.lightning_module, self.optimizers)
+
+
+def gathered(value: Any) -> Any:
+    """A checkpoint with whole tensors on the CPU instead of shares; all processes must call this together."""
+    if isinstance(value, DTensor):
+        return value.full_tensor().cpu()
+    if isinstance(value, dict):
+        return {key: gathered(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(gathered(entry) for entry in value)
+    return value

@@ -46,7 +46,7 @@ class Group:
         for process in self.processes:
             process.start()
 
-    def join(self, timeout: float = 120) -> list[int | None]:
+    def join(self, timeout: float = 400) -> list[int | None]:
         """Wait for all, or until one has failed, and end the others then; returns exit codes."""
         end = time.monotonic() + timeout
         while any(process.is_alive() for process in self.processes):
@@ -61,6 +61,7 @@ class Group:
         for process in self.processes:
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
+        for process in self.processes:
             process.join()
 
 

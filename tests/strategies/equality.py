@@ -7,16 +7,43 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback
 from torch import nn
 
+from maetok.distributed import gather_over_ranks
 from tests.processes import run_group
 from tests.strategies.runs import build, fit, whole_state
 
 STEPS = 3
 
 
+class Communication(Callback):
+    """Counts the reductions of sharded gradients in each micro-batch, and notes a gradient where it is whole."""
+
+    def __init__(self) -> None:
+        self.reductions, self.gradients, self.calls = [], [], 0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Count calls from now on."""
+        original = dist.reduce_scatter_single
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self.calls += 1
+            return original(*arguments, **options)
+
+        dist.reduce_scatter_single = counted
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        """Between the two micro-batches of a step gradients have been added up, but are not averaged."""
+        self.reductions.append(self.calls)
+        self.calls = 0
+        gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
+        self.gradients += gather_over_ranks([float(gradient.norm()) for gradient in gradients])
+
+
 def train(folder: Path, digits: Path, name: str, stage: int, strategy: str, world_size: int, options: Any) -> None:
-    """Train; the first process saves all weights, the norms of gradients, and the dtypes of what it holds."""
+    """Train; the first process saves all weights, norms, dtypes of what it holds, and how it communicated."""
     nn.Module.compile = partialmethod(nn.Module.compile, backend="aot_eager")  # type: ignore[method-assign]
     precision, unequal = options.pop("precision", "32-true"), options.pop("unequal", False)
     task = build(stage, **options)
@@ -24,13 +51,15 @@ def train(folder: Path, digits: Path, name: str, stage: int, strategy: str, worl
         with torch.no_grad():
             for parameter in task.parameters():
                 parameter.add_(1.0)
-    trainer = fit(task, folder, digits, strategy, world_size, STEPS, precision=precision)
+    counter = Communication()
+    trainer = fit(task, folder, digits, strategy, world_size, STEPS, counter, precision=precision)
     states = [state for optimizer in trainer.optimizers for state in optimizer.state.values()]
     held = [*task.parameters(), *(value for state in states for value in state.values())]
     norms = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("gradient_norm")}
     state = whole_state(task)
     if trainer.is_global_zero:
-        torch.save((state, norms, {str(tensor.dtype) for tensor in held if tensor is not None}), folder / f"{name}.pt")
+        dtypes = {str(tensor.dtype) for tensor in held if tensor is not None}
+        torch.save((state, norms, dtypes, counter.reductions, counter.gradients), folder / f"{name}.pt")
 
 
 def runs(folder: Path, digits: Path) -> None:

@@ -46,7 +46,7 @@ def build(stage: int, optimizer: str = "SGD", rate: float = 0.02, **options: Any
         "objective": ReconstructionObjective(
             LossWeights(1.0, 0.0, 0.5), adversarial=adversarial, discriminator_start=1
         ),
-        "discriminator": partial(PatchGAN, channels=8, layers=2),
+        "discriminator": partial(PatchGAN, channels=4, layers=2),
         "discriminator_optimization": optimization(optimizer, rate),
         "ema_decay": 0.5,
     }
@@ -57,21 +57,12 @@ def build(stage: int, optimizer: str = "SGD", rate: float = 0.02, **options: Any
 
 
 def strategy_of(name: str) -> Strategy | str:
-    """The strategies by the names of their overlays; ``single`` is one process."""
+    """A strategy by the name of its overlay and a variant, as ``fsdp-file``; ``single`` is one process."""
     if name == "ddp":
         return DDPStrategy(find_unused_parameters=True)
-    return {"single": "auto", "fsdp": "fsdp2", "hsdp": FSDP2Strategy(replicate=2)}[name]
-
-
-class Record(Callback):
-    """What every step logged."""
-
-    def __init__(self) -> None:
-        self.scalars: list[dict[str, float]] = []
-
-    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.scalars.append(values | {"step": trainer.global_step})
+    if name.startswith("hsdp"):
+        return FSDP2Strategy(replicate=2)
+    return {"single": "auto", "fsdp-file": FSDP2Strategy(sharded_checkpoint=False)}.get(name, "fsdp2")
 
 
 def fit(

@@ -10,7 +10,7 @@ from strategies import FSDP2Strategy
 from tests.helpers import run_module
 from tests.strategies.runs import build
 
-Result = tuple[dict[str, Tensor], dict[str, Tensor], set[str]]
+Result = tuple[dict[str, Tensor], dict[str, Tensor], set[str], list[int], list[list[float]]]
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,20 @@ def test_bfloat16_parameters_compute_and_float32_ones_are_kept(results: dict[str
     result = results[f"{stage}-bf16"]
     assert 1e-6 < distance(results[f"{stage}-single"], result) < 1e-3
     assert result[2] == {"torch.float32"}
+
+
+def test_gradients_are_averaged_once_per_step(results: dict[str, Result]) -> None:
+    """Two micro-batches per step; the denoiser has two blocks, and one unit for what is in none of them.
+
+    In stage 1 these are three units of encoder and decoder each, two of the auxiliary decoder, one of the bottleneck,
+    and three rotary embeddings.
+    """
+    assert results["3-fsdp"][3] == [0, 3] * 3
+    assert results["1-fsdp"][3] == [0, 12] * 3
+    for step in range(3):
+        first, second = results["3-ddp"][4][4 * step : 4 * step + 2]  # after the first micro-batch, of each process
+        assert len(first) == len(second) > 20
+        assert first != second
 
 
 def test_switches_were_compared(results: dict[str, Result]) -> None:
