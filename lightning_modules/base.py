@@ -115,10 +115,11 @@ class Task(LightningModule):
         """
         if self.device_mesh is None or self.trainer.state.fn != "fit" or is_sharded(network):
             return
-        broadcast_from_first(self, self.trainer.strategy.root_device)
-        shard(network, self.device_mesh, torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None)
+        device = self.trainer.strategy.root_device
+        shard(network, self.device_mesh, device, torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None)
         for average in self.averages:
-            shard(average.network, self.device_mesh, stays_gathered=True)
+            shard(average.network, self.device_mesh, device, stays_gathered=True)
+        broadcast_from_first(self, device)
 
     @property
     def averages(self) -> list[EMA]:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from maetok.distributed import several_processes
 from maetok.networks.bottlenecks import Bottleneck
@@ -33,14 +33,22 @@ class Divisible(Protocol):
         """The modules that are called, each as a whole."""
 
 
-def shard(network: nn.Module, mesh: DeviceMesh, dtype: torch.dtype | None = None, stays_gathered: bool = False) -> None:
+def shard(
+    network: nn.Module,
+    mesh: DeviceMesh,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    stays_gathered: bool = False,
+) -> None:
     """Divide a network among the processes of a mesh, in place; call it before the optimizer is built.
 
-    ``fully_shard`` does not look whether all processes hold the same weights: see :func:`broadcast_from_first`.
+    All processes get the parameters of the first one, whatever theirs are. The others may have built the network on the
+    meta device (``with torch.device("meta")``), and then never hold more of it than their shares and one parameter.
 
     Args:
         network: has ``parts()``.
         mesh: (shards) or (replicas, shards) processes.
+        device: that of this process.
         dtype: dtype of the parameters while they compute; gradients are averaged, and parameters kept, in float32.
             None for the dtype that they have.
         stays_gathered: once gathered, keep all weights on every process until :func:`reshard`. Otherwise they are kept
@@ -49,6 +57,7 @@ def shard(network: nn.Module, mesh: DeviceMesh, dtype: torch.dtype | None = None
     """
     # Right for outputs that are changed in place, which nothing here does.
     warnings.filterwarnings("ignore", r"FSDP2-wrapped module \(\w+\) returned a view tensor")
+    values = {name: parameter.detach() for name, parameter in network.named_parameters()}
     for part in cast(Divisible, network).parts():
         for module in reversed(list(part.modules())):  # inner ones first
             if module is not part and not isinstance(module, (*BLOCKS, MixedRotaryEmbedding2d)):
@@ -64,6 +73,19 @@ def shard(network: nn.Module, mesh: DeviceMesh, dtype: torch.dtype | None = None
                 mp_policy=policy,
                 shard_placement_fn=placement(mesh),
             )
+    take_from_first(network, values, device)
+
+
+@torch.no_grad()
+def take_from_first(network: nn.Module, values: dict[str, Tensor], device: torch.device) -> None:
+    """Fill a sharded network with the ``values`` that the first process has of its parameters."""
+    if any(value.is_meta for value in values.values()):
+        network.to_empty(device=device)
+    for name, parameter in network.named_parameters():
+        value = values.pop(name)
+        sent = torch.empty(value.shape, dtype=value.dtype, device=device) if value.is_meta else value.to(device)
+        assert isinstance(parameter, DTensor)
+        local(parameter).copy_(local(distribute_tensor(sent, parameter.device_mesh, parameter.placements)))
 
 
 def placement(mesh: DeviceMesh) -> Any:
@@ -111,10 +133,12 @@ def whole(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def broadcast_from_first(module: nn.Module, device: torch.device) -> None:
-    """Give every process the parameters and buffers of the first one; not for modules that are sharded already."""
+    """Give every process the parameters and buffers of the first one, but for those that are sharded."""
     if not several_processes():
         return
     for tensor in (*module.parameters(), *module.buffers()):
+        if isinstance(tensor, DTensor):
+            continue
         sent = tensor.detach().to(device)
         dist.broadcast(sent, 0)
         tensor.copy_(sent)

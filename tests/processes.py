@@ -1,7 +1,9 @@
 """Groups of processes that train together, forked from a process that has imported everything and computed nothing."""
 
+import contextlib
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import sys
@@ -12,9 +14,12 @@ from typing import Any
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    """A port that nobody listens at, and that no connection will be given before it is used: those get higher ones."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 30_000)
+        with socket.socket() as found, contextlib.suppress(OSError):
+            found.bind(("127.0.0.1", port))
+            return port
 
 
 def run_as_rank(

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import nullcontext
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 
 from maetok.distributed import gather_over_ranks
 from tests.processes import run_group
-from tests.strategies.runs import build, fit, whole_state
+from tests.strategies.runs import build, denoiser, fit, tokenizer, whole_state
 
 STEPS = 3
 
@@ -45,9 +46,15 @@ class Communication(Callback):
 def train(folder: Path, digits: Path, name: str, stage: int, strategy: str, world_size: int, options: Any) -> None:
     """Train; the first process saves all weights, norms, dtypes of what it holds, and how it communicated."""
     nn.Module.compile = partialmethod(nn.Module.compile, backend="aot_eager")  # type: ignore[method-assign]
-    precision, unequal = options.pop("precision", "32-true"), options.pop("unequal", False)
+    precision, other = options.pop("precision", "32-true"), options.pop("other", "")
+    elsewhere = os.environ.get("RANK") == "1"
+    if other == "meta":  # the other process builds the trained network without memory
+        part, make = ("denoiser", denoiser) if stage == 3 else ("tokenizer", tokenizer)
+        torch.manual_seed(stage)
+        with torch.device("meta") if elsewhere else nullcontext():
+            options[part] = make()
     task = build(stage, **options)
-    if unequal and os.environ.get("RANK") == "1":  # as if this process had another seed
+    if other == "seed" and elsewhere:  # as if the other process had another seed
         with torch.no_grad():
             for parameter in task.parameters():
                 parameter.add_(1.0)
@@ -72,8 +79,8 @@ def runs(folder: Path, digits: Path) -> None:
     for stage in (1, 2, 3):
         run(f"{stage}-single", 1, stage, "single")
         run(f"{stage}-ddp", 2, stage, "ddp")
-        run(f"{stage}-fsdp", 2, stage, "fsdp", unequal=True)
-    run("1-hsdp", 2, 1, "hsdp", unequal=True)
+        run(f"{stage}-fsdp", 2, stage, "fsdp", other="seed" if stage == 1 else "meta")
+    run("1-hsdp", 2, 1, "hsdp", other="meta")
     for stage in (1, 3):
         run(f"{stage}-switches", 2, stage, "fsdp", **switches)
         run(f"{stage}-bf16", 2, stage, "fsdp", precision="bf16-mixed")

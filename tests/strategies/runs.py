@@ -28,21 +28,27 @@ def tokenizer() -> Tokenizer:
     return Tokenizer(32, 8, 4, partial(PlainBottleneck, channels=8), SIZE, SIZE, decoder_positions="both")
 
 
+def denoiser() -> SiT:
+    """One that is not zero, as a new one would be."""
+    network = SiT(4, 8, 10, SIZE)
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return network
+
+
 def build(stage: int, optimizer: str = "SGD", rate: float = 0.02, **options: Any) -> Task:
     """The task of a stage with all that trains there: discriminator, LeCAM, augmentation, two micro-batches a step."""
     torch.manual_seed(stage)
+    trained = {"denoiser": denoiser()} if stage == 3 else {"tokenizer": tokenizer()}
+    options = trained | options
     common: dict[str, Any] = {"generator": optimization(optimizer, rate), "accumulate_grad_batches": 2, "seed": 3}
     if stage == 3:
-        denoiser = SiT(4, 8, 10, SIZE)
-        for parameter in denoiser.parameters():
-            if parameter.requires_grad:
-                torch.nn.init.normal_(parameter, std=0.1)
         return LatentDiffusion(
-            denoiser, tokenizer(), ema_decays=(0.5, 0.9), statistics_samples=40, **(common | options)
+            tokenizer=tokenizer(), ema_decays=(0.5, 0.9), statistics_samples=40, **(common | options)
         )
     adversarial = AdversarialLoss(lecam_weight=0.01, lecam_decay=0.9, augment=DiffAugment())
     common |= {
-        "tokenizer": tokenizer(),
         "objective": ReconstructionObjective(
             LossWeights(1.0, 0.0, 0.5), adversarial=adversarial, discriminator_start=1
         ),
