@@ -32,6 +32,11 @@ class Variant:
     training: str
     bottleneck: str = "plain"
 
+    @property
+    def is_masked(self) -> bool:
+        """Whether its encoder has seen masks, so that its decoder is fine-tuned with them as well."""
+        return self.training.startswith("mask")
+
 
 VARIANTS = {
     "ae": Variant("AE", "ae"),
@@ -101,16 +106,11 @@ class Cell:
         folder = self.folder
         tokenizer, decoder = (f"--model.init_args.init_from.path={folder / name}" for name in ("tokenizer", "decoder"))
         yield self.run("fit", "tokenizer", TOKENIZER_STEPS, *self.configs("tokenizer", VARIANTS[self.variant].training))
-        yield self.run("fit", "decoder", DECODER_STEPS, tokenizer)
+        unmasked = () if VARIANTS[self.variant].is_masked else ("--model.init_args.mask_ratio=0.0",)
+        yield self.run("fit", "decoder", DECODER_STEPS, tokenizer, *unmasked)
         cache = folder / "latents" / "cache"
         yield self.run("predict", "latents", None, tokenizer, f"--trainer.callbacks.output={cache}")
-        yield self.run(
-            "fit",
-            "sit",
-            DIFFUSION_STEPS,
-            decoder,
-            f"--data.init_args.cache={cache}",
-        )
+        yield self.run("fit", "sit", DIFFUSION_STEPS, decoder, f"--data.init_args.cache={cache}")
         for name, weights in (("samples", tokenizer), ("samples_tuned", decoder)):
             yield self.run(
                 "predict",

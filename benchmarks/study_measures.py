@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from benchmarks.study import Cell
 from maetok.analysis.cache import LatentCache
 from maetok.analysis.linear_probe import linear_probe_accuracy
 from maetok.analysis.modes import ModeAnalysis, analyse_modes
 from maetok.analysis.neighbours import neighbour_accuracy
+from maetok.metrics.gaussians import Gaussian, Moments
 
 COMPONENT_COUNTS = (1, 2, 5, 10, 20, 40)
 DIMENSIONS = 40
@@ -66,24 +66,23 @@ class SampleDistance:
         from maetok.metrics import EfficientNetLite0Features
 
         self.network = EfficientNetLite0Features(image_size=96).eval()
-        images = digit_images()[0][:TRAIN_SAMPLES, ..., None].repeat(3, axis=-1)
-        self.reference = self.features(images)
+        self.reference = self.gaussian(digit_images()[0][:TRAIN_SAMPLES, ..., None].repeat(3, axis=-1))
 
     @torch.no_grad()
-    def features(self, images: np.ndarray) -> Tensor:
-        """(n, H, W, 3) uint8 -> (n, D)."""
-        batches = torch.from_numpy(images).permute(0, 3, 1, 2).split(250)
-        return torch.cat([self.network(batch.float() / 255) for batch in batches])
+    def gaussian(self, images: np.ndarray) -> Gaussian:
+        """Moments of the features of images (n, H, W, 3) uint8, of which there must be more than features."""
+        moments = Moments(torch.device("cpu"))
+        for batch in torch.from_numpy(images).permute(0, 3, 1, 2).split(250):
+            moments.update(self.network(batch.float() / 255))
+        gaussian = moments.gaussian()
+        assert gaussian is not None
+        assert len(images) > len(gaussian.mean)
+        return gaussian
 
     def __call__(self, samples: Path) -> float:
         """Distance of the images of an npz file."""
-        from maetok.metrics.frechet import FrechetDistance
-
-        metric = FrechetDistance(self.reference.shape[1])
-        metric.update(self.reference, is_reference=True)
         with np.load(samples) as arrays:
-            metric.update(self.features(arrays["arr_0"]), is_reference=False)
-        return float(metric.compute())
+            return self.gaussian(arrays["arr_0"]).distance(self.reference)
 
 
 def measure(cell: Cell, distance: SampleDistance) -> Measures:

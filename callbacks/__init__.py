@@ -12,6 +12,7 @@ from callbacks.progress import StepProgressBar, Throughput
 from callbacks.reconstruction_metrics import ReconstructionMetrics
 from callbacks.reconstruction_pictures import ReconstructionPictures
 from callbacks.run_report import RunReport
+from callbacks.sample_metrics import SampleMetrics
 from callbacks.sample_pictures import SamplePictures
 from callbacks.sample_writer import SampleWriter
 
@@ -27,6 +28,7 @@ __all__ = [
     "ReconstructionPictures",
     "ResumableCheckpoint",
     "RunReport",
+    "SampleMetrics",
     "SamplePictures",
     "SampleWriter",
     "StepProgressBar",

@@ -16,8 +16,15 @@ def is_last_validation(trainer: Trainer) -> bool:
 
 
 def is_due(trainer: Trainer, every_n_steps: int) -> bool:
-    """Whether to measure in this validation: the last one, and those at multiples of a step; 0 for the last only."""
-    return is_last_validation(trainer) or bool(every_n_steps and not trainer.global_step % every_n_steps)
+    """Whether to measure in this validation: the last one, and the first at or after each multiple of a step.
+
+    With ``every_n_steps=0`` the last one only.
+    """
+    if is_last_validation(trainer) or not every_n_steps:
+        return is_last_validation(trainer)
+    micro_batches = getattr(trainer.lightning_module, "accumulate_grad_batches", 1)
+    before = (trainer.global_step * micro_batches - int(trainer.val_check_batch)) // micro_batches
+    return trainer.global_step // every_n_steps > max(0, before) // every_n_steps
 
 
 def forget_metrics(trainer: Trainer, *prefixes: str) -> None:

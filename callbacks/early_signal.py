@@ -27,7 +27,8 @@ class EarlySignal(Callback):
     others wait: keep it short enough for the collective time limit.
 
     Args:
-        every_n_steps: measure in validations at multiples of this step, and in the last one; 0 for the last one only.
+        every_n_steps: measure in the first validation at or after each multiple of this step, and in the last one; 0
+            for the last one only.
         max_samples: largest number of samples from each split, taken evenly from all of it.
         components: numbers of components of the mixtures.
         dimensions: principal components in which mixtures are fitted.

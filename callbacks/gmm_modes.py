@@ -23,8 +23,9 @@ class GMMModes(Callback):
 
     Logs ``validation/gmm_modes_nll`` and ``validation/gmm_modes_bic``, the numbers of components with the lowest
     held-out negative log-likelihood and the lowest BIC, and for each number K of components ``gmm_nll/K``,
-    ``gmm_nll_held_out/K`` (nats per sample) and ``gmm_largest_mean_norm/K``. The curves go to TensorBoard and
-    ``pictures/``, everything as JSON and CSV to ``analysis/`` in the run directory.
+    ``gmm_nll_held_out/K`` (nats per sample), ``gmm_bic/K``, ``gmm_largest_mean_norm/K``, ``gmm_smallest_weight/K`` and
+    ``gmm_converged/K`` (1 or 0). The curves go to TensorBoard and ``pictures/``, everything as JSON and CSV to
+    ``analysis/`` in the run directory.
 
     Runs in the validation of the last step, and in ``validate`` and ``test``. The datamodule must offer
     ``evaluation_dataloader(split, max_samples)``, and for ``every_n_epochs`` also ``position``, ``epoch_samples`` and
@@ -42,7 +43,7 @@ class GMMModes(Callback):
         max_iterations: limit of iterations of each.
         regularization: added to the variances of the components, which are of standardised latents.
         seed: of the choice of latents and of the starts.
-        every_n_steps: run as well in validations at multiples of this step; 0 for no such.
+        every_n_steps: run as well in the first validation at or after each multiple of this step; 0 for no such.
         every_n_epochs: run as well in the first validation after each so many passes through the data; 0 for no such.
     """
 
@@ -127,7 +128,10 @@ class GMMModes(Callback):
         for fit in analysis.fits:
             scalars[f"gmm_nll/{fit.components}"] = fit.nll_fit
             scalars[f"gmm_nll_held_out/{fit.components}"] = fit.nll_held_out
+            scalars[f"gmm_bic/{fit.components}"] = fit.bic
             scalars[f"gmm_largest_mean_norm/{fit.components}"] = fit.largest_mean_norm
+            scalars[f"gmm_smallest_weight/{fit.components}"] = fit.smallest_weight
+            scalars[f"gmm_converged/{fit.components}"] = float(fit.converged)
         pl_module.log_dict(scalars, rank_zero_only=True)
 
     def write(self, trainer: Trainer, step: int, analysis: ModeAnalysis) -> None:

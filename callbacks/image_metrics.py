@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from callbacks.base import generator_step, is_last_validation
+from callbacks.base import generator_step, is_due
 from maetok.losses import LPIPSLoss
 from maetok.metrics import to_uint8
 from maetok.metrics.evaluator import ImageEvaluator
@@ -36,7 +36,8 @@ class ImageMetrics(Callback):
     Args:
         features: Inception, or any network from images in [0, 1] to one vector each.
         lpips: network of LPIPS; null for none.
-        every_n_steps: measure as well in validations at multiples of this step; 0 for the last step only.
+        every_n_steps: measure as well in the first validation at or after each multiple of this step; 0 for the last
+            step only.
     """
 
     def __init__(self, features: nn.Module, lpips: LPIPSLoss | None = None, every_n_steps: int = 0) -> None:
@@ -46,9 +47,7 @@ class ImageMetrics(Callback):
 
     def measures(self, trainer: Trainer) -> bool:
         """Whether this validation is measured."""
-        if trainer.sanity_checking:
-            return False
-        return is_last_validation(trainer) or bool(self.every_n_steps and not trainer.global_step % self.every_n_steps)
+        return not trainer.sanity_checking and is_due(trainer, self.every_n_steps)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start from nothing."""
@@ -81,18 +80,19 @@ class ImageMetrics(Callback):
             if name in LOGGED:
                 pl_module.log(LOGGED[name], value, rank_zero_only=True)
         rank_zero_info(str(measurement))
-        if trainer.is_global_zero:
-            self.write(trainer, pl_module, measurement)
-
-    def write(self, trainer: Trainer, pl_module: LightningModule, measurement: Measurement) -> None:
-        """Append to ``metrics.json``."""
-        assert trainer.state.fn is not None
-        where = {"step": generator_step(trainer, pl_module), "subcommand": trainer.state.fn.value}
-        append_record(Path(trainer.default_root_dir) / "metrics.json", where | measurement.record())
+        write_measurement(trainer, pl_module, measurement, {})
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end
+
+
+def write_measurement(trainer: Trainer, pl_module: Any, measurement: Measurement, more: dict[str, Any]) -> None:
+    """Append a measurement, with what else is to be known of it, to ``metrics.json``; the first process does."""
+    assert trainer.state.fn is not None
+    where = {"step": generator_step(trainer, pl_module), "subcommand": trainer.state.fn.value}
+    if trainer.is_global_zero:
+        append_record(Path(trainer.default_root_dir) / "metrics.json", where | measurement.record() | more)
 
 
 def expected_samples(trainer: Trainer) -> int | None:

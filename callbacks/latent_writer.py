@@ -62,19 +62,23 @@ class LatentWriter(Callback):
         }
         self.output.mkdir(parents=True, exist_ok=True)
         finished = {split: self.finished(data, split) for split in SPLITS} if trainer.is_global_zero else {}
+        if trainer.is_global_zero:  # until all shards are there again, nobody shall read them
+            (self.output / "manifest.json").unlink(missing_ok=True)
         data.finished_shards = trainer.strategy.broadcast(finished)  # the same on all, who share out the rest
         count = sum(map(len, data.finished_shards.values()))
         rank_zero_info(f"writing latents to {self.output}" + (f": {count} shards are there already" if count else ""))
 
     def finished(self, data: Any, split: str) -> set[int]:
-        """Numbers of the complete shards of a split."""
+        """Numbers of the complete shards of a split; with ``overwrite``, others are removed."""
         found = set()
         for shard in np.flatnonzero(data.index(split).shard_samples).tolist():
             path = self.output / shard_name(split, shard)
             if path.exists():
                 if read_metadata(path).get("identity") == self.identity:
                     found.add(shard)
-                elif not self.overwrite:
+                elif self.overwrite:
+                    path.unlink()
+                else:
                     raise FileExistsError(
                         f"LatentWriter.output={self.output} holds latents of another tokenizer, data set, transform or "
                         f"dtype ({path.name}): give another folder, or overwrite: true"
@@ -142,6 +146,7 @@ class LatentWriter(Callback):
     def write_manifest(self, data: Any) -> None:
         """Merge the statistics of the shards, always in the same order, and write ``manifest.json``."""
         splits = {split: self.describe_split(data, split) for split in SPLITS}
+        self.check_left_out(data, sum(split["samples"] for split in splits.values()))
         names = [file["file"] for split in splits.values() for file in split["shards"]]
         with safe_open(self.output / names[0], "pt") as file:
             _, _, *latent_shape = file.get_slice("latents").get_shape()
@@ -155,6 +160,18 @@ class LatentWriter(Callback):
         partial = self.output / ".manifest.json.partial"
         partial.write_text(json.dumps(manifest, indent=1))
         os.replace(partial, self.output / "manifest.json")
+
+    def check_left_out(self, data: Any, samples: int) -> None:
+        """Raise ValueError if too many samples are broken, whichever of the runs that wrote the cache has met them."""
+        indices = [data.index(split) for split in SPLITS]
+        total = sum(len(index) + len(index.faults) for index in indices)
+        limit = data.faults.max_fault_rate
+        if total - samples > limit * total:
+            raise ValueError(
+                f"LatentWriter.output={self.output}: {total - samples} of {total} samples are broken and left out, "
+                f"more than data.init_args.max_fault_rate={limit} allows: repair or remove them and encode into "
+                "another folder, or raise max_fault_rate"
+            )
 
     def describe_split(self, data: Any, split: str) -> dict[str, Any]:
         """Samples, files, and mean and standard deviation per channel of one split."""

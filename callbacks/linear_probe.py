@@ -20,7 +20,8 @@ class LinearProbe(Callback):
     fits while the others wait: keep ``max_samples`` and ``iterations`` small enough for the collective time limit.
 
     Args:
-        every_n_steps: probe as well in validations at multiples of this step; 0 for the last step only.
+        every_n_steps: probe as well in the first validation at or after each multiple of this step; 0 for the last step
+            only.
         max_samples: largest number of samples from each split, taken evenly from all of it.
         iterations: limit of L-BFGS iterations of the classifier.
     """

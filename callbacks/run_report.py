@@ -11,7 +11,7 @@ from callbacks.base import generator_step
 
 
 class RunReport(Callback):
-    """Appends the metrics of each validation to ``metrics.jsonl`` in the run directory.
+    """Appends the metrics of each validation, and the early signal, to ``metrics.jsonl`` in the run directory.
 
     Those of the subcommands ``validate`` and ``test`` go to ``metrics_validate.jsonl`` and ``metrics_test.jsonl``.
     """
@@ -30,7 +30,9 @@ class RunReport(Callback):
     def write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Append the present metrics."""
         metrics = {
-            name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("validation/")
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith(("validation/", "early/"))
         }
         minutes = (time.monotonic() - self.started) / 60
         record = {"step": generator_step(trainer, pl_module), "minutes": minutes, **metrics}

@@ -228,6 +228,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--jobs", default=len(os.sched_getaffinity(0)), type=int, help="processes")
     parser.add_argument("--overwrite", action="store_true", help="replace other shards of this split")
     given = parser.parse_args(args)
+    check_arguments(parser, given)
     options = PackOptions(given.samples_per_shard, given.resize, given.verify, given.max_fault_rate, given.seed)
     if given.source == "digits":
         pack_digits(given.output, given.samples_per_shard, given.overwrite)
@@ -235,6 +236,18 @@ def main(args: list[str] | None = None) -> None:
         source = tar_source(given.source) if given.source.endswith(".tar") else folder_source(Path(given.source))
         pack_split(source, given.output, given.split, options, given.jobs, given.overwrite)
     print(f"shards in {given.output}:", *sorted(path.name for path in given.output.glob("*.tar")))
+
+
+def check_arguments(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    """End with a usage error for a number or name that cannot be meant."""
+    for name, low in (("samples_per_shard", 1), ("resize", 1), ("jobs", 0)):
+        value = getattr(given, name)
+        if value is not None and value < low:
+            parser.error(f"--{name.replace('_', '-')} {value} must be at least {low}")
+    if not 0 <= given.max_fault_rate <= 1:
+        parser.error(f"--max-fault-rate {given.max_fault_rate} is a share and must lie in [0, 1]")
+    if not re.fullmatch(r"\w[\w.-]*", given.split):
+        parser.error(f"--split {given.split!r} begins file names: use letters, digits, '-', '_' and '.'")
 
 
 if __name__ == "__main__":

@@ -155,14 +155,18 @@ def key_names(record: ShardRecord, places: np.ndarray) -> list[str]:
 
 def drop_repeated_keys(records: Iterable[ShardRecord], keep: list[np.ndarray]) -> list[Fault]:
     """Unmark in ``keep`` the samples whose key occurred before in another shard that was walked."""
-    faults = []
-    seen = np.empty(0, dtype=np.int64)
-    for record, usable in zip(records, keep, strict=True):
-        if record.key_hashes is None:
-            continue  # packing made the keys of one index.json unique
-        again = np.isin(record.key_hashes, seen) & usable
+    faults: list[Fault] = []
+    # packing made the keys of one index.json unique
+    walked = [(record, usable) for record, usable in zip(records, keep, strict=True) if record.key_hashes is not None]
+    if not walked:
+        return faults
+    hashes = [record.key_hashes for record, _ in walked]
+    repeated = np.ones(sum(map(len, hashes)), dtype=bool)
+    repeated[np.unique(np.concatenate(hashes), return_index=True)[1]] = False  # the first of each
+    of_shards = np.split(repeated, np.cumsum([len(part) for part in hashes])[:-1])
+    for (record, usable), repeated_here in zip(walked, of_shards, strict=True):
+        again = repeated_here & usable
         usable[again] = False
-        seen = np.concatenate((seen, record.key_hashes))
         for key in key_names(record, np.flatnonzero(again)):
             detail = "an earlier shard has this key; packing the tar files gives every sample its own"
             faults.append(Fault(Path(record.path).name, key, "duplicate_key", detail))

@@ -48,6 +48,8 @@ def decode(data: bytes) -> Tensor:
 def decode_other(data: bytes) -> Tensor:
     """As :func:`decode`, for everything but JPEG."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    if image.mode in ("I", "F"):
+        raise ValueError("32 bits per pixel, whose black and white nobody knows")
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to white
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:

@@ -82,6 +82,15 @@ class DecoderFinetuning(AutoencoderTask):
             found = InitFrom(init_from.path, "discriminator.").load(self.discriminator, required=False)
             rank_zero_info(f"discriminator: {'weights of ' + init_from.path if found else 'new'}")
 
+    def setup(self, stage: str) -> None:
+        """Refuse to anneal the mask ratio over a training without an end."""
+        super().setup(stage)
+        if stage == "fit" and self.mask_ratio and self.trainer.max_steps < 1:
+            raise ValueError(
+                f"trainer.max_steps={self.trainer.max_steps}, but model.init_args.mask_ratio={self.mask_ratio} falls "
+                "to 0 over a known number of steps: set trainer.max_steps, or the mask ratio to 0"
+            )
+
     def train(self, mode: bool = True) -> "DecoderFinetuning":
         """Encoder and bottleneck stay in evaluation mode."""
         super().train(mode)

@@ -7,11 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_modules.base import Optimization, Task
-from lightning_modules.sampling import DenoiserFrom, Sampling
+from lightning_modules.sampling import (
+    DenoiserFrom,
+    Sampling,
+    check_published,
+    check_sizes,
+    guiding_network,
+    published_statistics,
+)
 from maetok.analysis.statistics import ChannelStatistics
 from maetok.checkpoints import InitFrom, weights_hash
 from maetok.distributed import gather_over_ranks
@@ -35,11 +42,14 @@ class LatentDiffusion(Task):
         generator: optimisation of the denoiser; needed for ``fit`` only.
         init_from: checkpoint or run directory with the tokenizer's weights; null if it brings them.
         denoiser_from: checkpoint or run directory with the weights of the denoiser and the statistics of its latents,
-            to sample from; null for a denoiser that brings them, or to train from the beginning.
+            to sample from; null for a published denoiser, or to train from the beginning.
+        statistics_from: published folder or hub id with the statistics of a published denoiser's latents: that of an
+            exported SiT, for a released one that of its tokenizer. They are kept when it is trained on.
         objective: path, times and loss; linear path, uniform times and squared error if not given.
         sampling: settings for pictures, metrics and ``predict``.
-        guide_from: checkpoint of an earlier or smaller run of the same denoiser that guides instead of the null label
+        guide_from: checkpoint of an earlier run of the denoiser, or of ``guide``, that guides instead of the null label
             (autoguidance); null for classifier-free guidance.
+        guide: a smaller denoiser for ``guide_from``, or a published one; null for one like ``denoiser``.
         label_dropout: probability of replacing a label by the null label.
         ema_decays: decays of moving averages of the denoiser; validation and samples use the first.
         validation_bins: number of time bins of the validation loss.
@@ -61,9 +71,11 @@ class LatentDiffusion(Task):
         generator: Optimization | None = None,
         init_from: InitFrom | None = None,
         denoiser_from: DenoiserFrom | None = None,
+        statistics_from: str | None = None,
         objective: FlowObjective | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
         guide_from: DenoiserFrom | None = None,
+        guide: Denoiser | None = None,
         label_dropout: float = 0.1,
         ema_decays: Sequence[float] = (0.9999,),
         validation_bins: int = 10,
@@ -86,11 +98,14 @@ class LatentDiffusion(Task):
         self.tokenizer = Frozen(tokenizer)
         self.normalizer = LatentNormalizer(denoiser.latent_channels)
         self.guide_from = guide_from.located() if guide_from is not None else None
-        self.guide = Frozen(self.guide_from.loaded_copy(denoiser)) if self.guide_from is not None else None
+        self.guide = guiding_network(denoiser, guide, self.guide_from)
         self.denoiser_from = denoiser_from.located() if denoiser_from is not None else None
         if self.denoiser_from is not None:
             self.denoiser_from.load(denoiser)
             InitFrom(self.denoiser_from.path, "normalizer.").load(self.normalizer)
+        self.statistics_from = statistics_from
+        if statistics_from is not None:
+            self.normalizer.set_statistics(*published_statistics(statistics_from, denoiser.latent_channels))
         self.denoiser = denoiser
         self.emas = nn.ModuleList(EMA(denoiser, decay) for decay in ema_decays)
         self.objective = objective if objective is not None else FlowObjective()
@@ -112,8 +127,8 @@ class LatentDiffusion(Task):
                 f"data.init_args.num_classes={classes}, but model.init_args.denoiser.init_args.num_classes="
                 f"{self.denoiser.num_classes}: set both to one number"
             )
-        if stage == "predict" and self.denoiser_from is None and not getattr(self.denoiser, "published_config", None):
-            rank_zero_warn("sampling from a denoiser that was not trained: set model.init_args.denoiser_from")
+        if stage == "predict" and self.denoiser_from is None:
+            check_published(self.denoiser, self.statistics_from)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to sample from a checkpoint that the record of the samples would not name."""
@@ -124,10 +139,10 @@ class LatentDiffusion(Task):
             )
 
     def configure_model(self) -> None:
-        """Apply the compile and activation-checkpointing switches to the denoiser, and shard it."""
+        """Apply the switches to the denoiser, trained and (compilation) averaged, and shard both."""
         self.denoiser.set_activation_checkpointing(self.activation_checkpointing)
-        if self.compile_blocks:
-            self.denoiser.compile_blocks()
+        for network in (self.denoiser, self.averaged_denoiser) if self.compile_blocks else ():
+            network.compile_blocks()
         self.shard_for_training(self.denoiser)
 
     def configure_optimizers(self) -> tuple[list[Any], list[Any]]:
@@ -138,8 +153,8 @@ class LatentDiffusion(Task):
         return [optimizer], [schedule]
 
     def on_train_start(self) -> None:
-        """Take the latents' statistics, unless a checkpoint has brought them."""
-        if self.checkpoint_step:
+        """Take the latents' statistics, unless a checkpoint or a published model has brought them."""
+        if self.checkpoint_step or self.statistics_from is not None:
             return
         index = self.trainer.datamodule.index("train")  # type: ignore[attr-defined]
         if hasattr(index, "std"):
@@ -236,6 +251,7 @@ class LatentDiffusion(Task):
             "guide": self.guide_from and self.guide_from.path,
             "weights": weights_hash("", [network.state_dict() for network in networks]),
             "precision": str(self.trainer.precision),
+            "interpolant": type(self.objective.interpolant).__name__,
             **self.sampling.identity(),
         }
 
@@ -282,14 +298,3 @@ class LatentDiffusion(Task):
             step_noise=lambda step: index_noise(sampling.seed, indices, step, shape),
         )
         return self.decode(self.normalizer.denormalize(normalized))
-
-
-def check_sizes(tokenizer: Tokenizer, denoiser: Denoiser) -> None:
-    """Raise ValueError unless the denoiser's latents are those of the tokenizer."""
-    own = denoiser.latent_tokens, denoiser.latent_channels
-    theirs = tokenizer.latent_tokens, tokenizer.latent_channels
-    if own != theirs:
-        raise ValueError(
-            f"model.init_args.denoiser has (latent_tokens, latent_channels) = {own}, but the tokenizer {theirs}: set "
-            "both to one size"
-        )

@@ -5,10 +5,14 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from maetok.checkpoints import InitFrom
 from maetok.flow import Euler, Solver
-from maetok.networks import Denoiser
+from maetok.hub import latent_statistics
+from maetok.networks import Denoiser, Tokenizer
+from maetok.pretrained import Frozen
 
 
 @dataclass(frozen=True)
@@ -60,3 +64,56 @@ class DenoiserFrom(InitFrom):
         other = copy.deepcopy(denoiser)
         self.load(other)
         return other
+
+
+def guiding_network(denoiser: Denoiser, guide: Denoiser | None, guide_from: DenoiserFrom | None) -> Frozen | None:
+    """The denoiser of autoguidance, like ``denoiser`` or given; None if there is none.
+
+    Raises:
+        FileNotFoundError: if there is no such checkpoint.
+        ValueError: if weights are missing, or it is one of other latents or classes.
+    """
+    if guide is None and guide_from is None:
+        return None
+    network = denoiser if guide is None else guide
+    sizes = [(net.latent_tokens, net.latent_channels, net.num_classes) for net in (denoiser, network)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"model.init_args.guide has (latent_tokens, latent_channels, num_classes) = {sizes[1]}, but the denoiser "
+            f"{sizes[0]}: a guide is of the same data"
+        )
+    if guide_from is None and not getattr(network, "published_config", None):
+        raise ValueError("model.init_args.guide was not trained: set model.init_args.guide_from")
+    return Frozen(network if guide_from is None else guide_from.loaded_copy(network))
+
+
+def check_sizes(tokenizer: Tokenizer, denoiser: Denoiser) -> None:
+    """Raise ValueError unless the denoiser's latents are those of the tokenizer."""
+    own = denoiser.latent_tokens, denoiser.latent_channels
+    theirs = tokenizer.latent_tokens, tokenizer.latent_channels
+    if own != theirs:
+        raise ValueError(
+            f"model.init_args.denoiser has (latent_tokens, latent_channels) = {own}, but the tokenizer {theirs}: set "
+            "both to one size"
+        )
+
+
+def published_statistics(path_or_repo: str, channels: int) -> list[Tensor]:
+    """Mean and standard deviation (C,) of a published model's latents, also where it has one number for all channels.
+
+    Raises:
+        FileNotFoundError: if there is no such model.
+        ValueError: if it brings no statistics.
+    """
+    return [value.expand(channels) if value.ndim == 0 else value for value in latent_statistics(path_or_repo)]
+
+
+def check_published(denoiser: Denoiser, statistics_from: str | None) -> None:
+    """Warn of a denoiser without weights to sample from; raise ValueError for a published one without statistics."""
+    if not getattr(denoiser, "published_config", None):
+        rank_zero_warn("sampling from a denoiser that was not trained: set model.init_args.denoiser_from")
+    elif statistics_from is None:
+        raise ValueError(
+            "model.init_args.statistics_from is missing: the weights of a published denoiser bring no statistics of "
+            "its latents; give the folder of the exported SiT, for a released one that of its tokenizer"
+        )

@@ -15,6 +15,7 @@ from tests.helpers import EXPERIMENTS, ROOT, run
 CONFIGS = ROOT / "configs"
 ABLATIONS = sorted(path.stem for path in (CONFIGS / "ablation").glob("*.yaml"))
 LATENTS = sorted(path.stem for path in EXPERIMENTS.glob("*_latents.yaml"))
+STAGES = ("maetok_b128", "decoder")
 DECODERS = sorted(path.stem for path in EXPERIMENTS.glob("*_decoder.yaml"))
 NAMES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml") if "TokenizerTraining" in path.read_text())
 
@@ -67,6 +68,37 @@ def test_decoders_are_fine_tuned_from_the_tokenizer_that_the_config_names(
     assert cli.model.averaged_model.tokenizer.latents_hash() == before.latents_hash()
     assert not torch.equal(cli.model.averaged_model.tokenizer.decoder.output.weight, before.decoder.output.weight)
     assert cli.model.mask_ratio == (0.5 if name.startswith("digits") else 0.6)
+
+
+def test_validating_before_stage_2_measures_the_tokenizer_it_begins_with(tmp_path: Path, digits_root: Path) -> None:
+    """So metrics before and after come from one command, ``validate``, without and with ``--ckpt_path last``."""
+    stage_1 = run("fit", "digits_tokenizer", tmp_path / "tokenizer", digits_root)
+    tiny = f"--config={CONFIGS / 'overlay' / 'tiny_decoder.yaml'}"
+    init_from = f"--model.init_args.init_from.path={tmp_path / 'tokenizer'}"
+    before = run("validate", "digits_decoder", tmp_path / "before", digits_root, init_from, overlay=tiny)
+    expected, found = stage_1.trainer.callback_metrics, before.trainer.callback_metrics
+    names = {f"validation/{name}" for name in ("psnr", "ssim", "l1", "linear_probe")}
+    assert names <= expected.keys()
+    for name in names:
+        assert found[name].item() == pytest.approx(expected[name].item(), rel=1e-6), name
+
+
+@pytest.mark.parametrize("size", [256, 512])
+def test_imagenet_decoders_are_the_papers(size: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Stage 2: 50k steps, mask ratio from 0.6, losses, optimiser, data and tokenizer of stage 1."""
+    first, second = (printed_config(capsys, f"--config={EXPERIMENTS}/imagenet{size}_{name}.yaml") for name in STAGES)
+    stage_1, stage_2 = first["model"]["init_args"], second["model"]["init_args"]
+    assert (second["trainer"]["max_steps"], stage_2["mask_ratio"], stage_2["latent_noise"]) == (50_000, 0.6, 0.0)
+    assert stage_2["init_from"] == {
+        "path": f"runs/imagenet{size}_maetok_b128",
+        "prefix": "ema.network.tokenizer.",
+    }
+    for part in ("tokenizer", "generator", "discriminator", "discriminator_optimization", "ema_decay"):
+        assert stage_2[part] == stage_1[part], part
+    started = {"discriminator_start": 0}  # it has learned in stage 1
+    assert stage_2["objective"]["init_args"] == stage_1["objective"]["init_args"] | started
+    assert second["data"] == first["data"]
+    assert second["data"]["init_args"]["batch_size"] == 512
 
 
 @pytest.mark.parametrize("name", LATENTS)

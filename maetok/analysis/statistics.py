@@ -19,11 +19,13 @@ class ChannelStatistics:
     def of(cls, values: np.ndarray) -> "ChannelStatistics":
         """Statistics over all axes but the last of (..., C)."""
         values = values.reshape(-1, values.shape[-1]).astype(np.float64)
-        mean = values.mean(axis=0)
+        mean = values.sum(axis=0) / max(len(values), 1)  # 0 of no values, which then add nothing
         return cls(len(values), mean, ((values - mean) ** 2).sum(axis=0))
 
     def merge(self, other: "ChannelStatistics") -> "ChannelStatistics":
         """Statistics of both sets together (Chan, Golub and LeVeque 1983, equation 2.1)."""
+        if other.count == 0:
+            return self
         count = self.count + other.count
         difference = other.mean - self.mean
         mean = self.mean + difference * (other.count / count)

@@ -8,8 +8,11 @@ from torch import Tensor
 
 
 def over_samples(t: Tensor, like: Tensor) -> Tensor:
-    """View ``t`` (B,), or a scalar tensor (), so that it multiplies ``like`` (B, ...) sample by sample."""
-    return t.reshape(t.shape + (1,) * (like.ndim - t.ndim))
+    """View ``t`` (B,) so that it multiplies ``like`` (B, ...) sample by sample.
+
+    A scalar tensor () stays one: on the CPU it multiplies tensors of any device, which one of shape (1, 1, 1) does not.
+    """
+    return t.reshape(t.shape + (1,) * (like.ndim - t.ndim)) if t.ndim else t
 
 
 class Interpolant(ABC):

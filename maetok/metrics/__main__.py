@@ -5,7 +5,8 @@
         --features inception --weights weights/pt_inception-2015-12-05-6726825d.pth
 
 A result carries the protocol's name only if everything is as the protocol says; ``gfid-adm@1000`` is one of a thousand
-samples. Distances are FID with Inception and FD with any other network.
+samples, and ``labels=unknown`` of samples without labels beside them, such as those of a folder. Distances are FID with
+Inception and FD with any other network.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from maetok.losses import LPIPSLoss
 from maetok.metrics.evaluator import ImageEvaluator
 from maetok.metrics.features import EfficientNetLite0Features
-from maetok.metrics.image_files import ImageArchive, ImageFolder, open_images
+from maetok.metrics.image_files import ImageArchive, ImageFolder, moments_for, open_images
 from maetok.metrics.inception import InceptionFeatures
 from maetok.metrics.protocols import PROTOCOLS, EvaluationProtocol, Measurement, append_record
 
@@ -69,9 +70,11 @@ def check_pairs(samples: Images, references: Images) -> None:
 
 
 def label_deviation(protocol: EvaluationProtocol, samples: Images) -> dict[str, str]:
-    """What is wrong with the labels that stand beside the samples, if any do."""
-    if protocol.labels != "balanced" or samples.labels is None:
+    """What is wrong with the labels of the samples, or that nobody knows them."""
+    if protocol.labels != "balanced":
         return {}
+    if samples.labels is None or samples.labels.shape != (len(samples),):
+        return {"labels": "unknown"}
     counts = np.unique(samples.labels, return_counts=True)[1]
     return {} if counts.max() - counts.min() <= 1 else {"labels": "unbalanced"}
 
@@ -97,9 +100,7 @@ def main(args: list[str] | None = None) -> Measurement:
     options = parser().parse_args(args)
     protocol, inception = PROTOCOLS[options.protocol], options.features == "inception"
     samples, references = (open_images(path, options.image_size) for path in (options.samples, options.reference))
-    statistics = references.statistics
-    if not inception and statistics and len(references):
-        statistics = None  # those of Inception mean nothing here; the images beside them do
+    statistics = moments_for(references, inception)
     features: nn.Module = (
         InceptionFeatures(options.weights) if inception else EfficientNetLite0Features(options.feature_size)
     )

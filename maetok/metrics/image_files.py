@@ -76,8 +76,9 @@ class ImageFolder:
 class ImageArchive:
     """``arr_0`` (N, H, W, 3) uint8 of an npz file, and what may stand beside it.
 
-    ``labels`` (N,) is what ``callbacks.SampleWriter`` adds; ``mu``, ``sigma``, ``mu_s`` and ``sigma_s`` are the moments
-    of pooled and spatial Inception features in reference files of the ADM evaluation suite, which may lack images.
+    ``labels`` (N,) is what ``callbacks.SampleWriter`` adds, ``arr_1`` what ADM's own sampler calls them; ``mu``,
+    ``sigma``, ``mu_s`` and ``sigma_s`` are the moments of pooled and spatial Inception features in reference files of
+    the ADM evaluation suite, which may lack images.
 
     Args:
         path: the file; compressed ones can be read as well.
@@ -93,7 +94,7 @@ class ImageArchive:
         self.shape: tuple[int, ...] = (0, 0, 0, 3)
         with np.load(path) as arrays:
             there = set(arrays.files)
-            self.labels = arrays["labels"] if "labels" in there else None
+            self.labels = next((arrays[name] for name in ("labels", "arr_1") if name in there), None)
             self.statistics = {
                 name: Gaussian(*as_float64(arrays[mean], arrays[covariance]))
                 for name, mean, covariance in (("pool", "mu", "sigma"), ("spatial", "mu_s", "sigma_s"))
@@ -150,3 +151,11 @@ def open_images(path: Path, image_size: int | None = None) -> ImageFolder | Imag
     if path.is_file() and path.suffix == ".npz":
         return ImageArchive(path)
     raise FileNotFoundError(f"{path} is neither a folder of images nor an npz file")
+
+
+def moments_for(references: ImageFolder | ImageArchive, is_inception: bool) -> dict[str, Gaussian] | None:
+    """Moments that stand beside reference images, which are those of Inception.
+
+    For another network they mean nothing: None if there are images to take instead.
+    """
+    return None if len(references) and not is_inception else references.statistics

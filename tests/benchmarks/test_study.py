@@ -99,6 +99,9 @@ def test_a_cell_is_six_commands_on_its_own_folders(tmp_path: Path) -> None:
         assert run.folder.parent == tmp_path / "kl_vae" / "seed2"
         assert "--seed_everything=2" in run.arguments
         assert "--config=configs/study/variational.yaml" in run.arguments
+    masked = list(Cell(tmp_path, "mask_hog", 2).runs())
+    unmasked = "--model.init_args.mask_ratio=0.0"  # an encoder without masks gets a decoder without masks
+    assert [unmasked in each[1].arguments for each in (runs, masked)] == [True, False]
     assert not any("variational" in argument for run in Cell(tmp_path, "ae", 2).runs() for argument in run.arguments)
 
 

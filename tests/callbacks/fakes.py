@@ -44,6 +44,8 @@ def validating(images: Tensor, labels: Tensor, folder: Path | None = None, paddi
         "state": SimpleNamespace(fn="validate"),
         "global_step": 0,
         "max_steps": 10,
+        "val_check_batch": 1,
+        "lightning_module": None,
         "world_size": 1,
         "is_global_zero": True,
         "strategy": SimpleNamespace(batch_to_device=lambda batch: batch, broadcast=lambda value: value),

@@ -8,16 +8,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Trainer
 from torch import Tensor
 
 from callbacks import EarlySignal, Interpolations, LinearProbe
+from callbacks.base import is_due
 from maetok.analysis import linear_probe_accuracy
 from maetok.analysis.gmm import fit_mixtures
 from maetok.analysis.projection import PrincipalComponents
 from maetok.analysis.short_diffusion import short_diffusion_loss
+from main import main
 from tests.callbacks.fakes import Task, validating
-from tests.helpers import run, run_subprocess
+from tests.helpers import ROOT, run, run_subprocess
 from tests.latents import MeanColours
 from tests.shards import image_shards, write_shards
 
@@ -74,6 +77,32 @@ def test_generators_gradients_and_modes_stay_as_they_are() -> None:
     assert random.getstate() == before[2]
 
 
+def test_validations_that_never_hit_a_multiple_measure_after_it() -> None:
+    """Every 5,000 steps with two micro-batches each, asked for every 350 and for every 12,000."""
+    due: dict[int, list[int]] = {350: [], 12_000: []}
+    for step in range(5000, 30_000, 5000):
+        trainer = validating(
+            *samples(), state=SimpleNamespace(fn="fit"), global_step=step, max_steps=500_000, val_check_batch=10_000,
+            lightning_module=SimpleNamespace(accumulate_grad_batches=2),
+        )  # fmt: skip
+        for every in due:
+            due[every] += [step] * is_due(trainer, every)
+    assert due == {350: [5000, 10_000, 15_000, 20_000, 25_000], 12_000: [15_000, 25_000]}
+
+
+@pytest.mark.parametrize("experiment", ["digits_tokenizer", "imagenet256_maetok_b128"])
+def test_the_overlay_attaches_it(experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
+    overlays = [f"--config={ROOT}/configs/overlay/{name}.yaml" for name in ("early_signal", "analysis")]
+    with pytest.raises(SystemExit):
+        main(["fit", f"--config={ROOT}/configs/experiment/{experiment}.yaml", *overlays, "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"]
+    assert [one["class_path"] for one in printed[-4:]] == [
+        f"callbacks.{name}" for name in ("EarlySignal", "GMMModes", "LatentPictures", "Interpolations")
+    ]
+    callback = EarlySignal(**printed[-4]["init_args"])
+    assert 0 < callback.every_n_steps <= 350  # the first validation of the digits
+
+
 def test_more_components_than_samples_are_refused() -> None:
     with pytest.raises(ValueError, match="50 components cannot be fitted to 40 samples"):
         EarlySignal(0, max_samples=40, components=(5, 50))
@@ -97,6 +126,8 @@ def test_training_is_bit_identical_with_and_without(tmp_path: Path, digits_root:
         cli = run("fit", "digits_tokenizer", tmp_path / name, digits_root, after)
         states.append(torch.load(tmp_path / name / "checkpoints" / "step=000000003.ckpt", weights_only=True))
         assert ("early/diffusion_loss" in cli.trainer.callback_metrics) == (name == "with")
+        report = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in report if "early/diffusion_loss" in line] == [1, 2, 3] * (name == "with")
     tensors = [
         state["state_dict"] | {f"{place}": moments["exp_avg"] for place, moments in optimizer["state"].items()}
         for state in states

@@ -138,8 +138,9 @@ def test_a_sample_that_is_lost_is_an_error(shards: Path, tmp_path: Path, monkeyp
 def test_fit_measures_at_the_end_and_where_asked(step: int, every: int, expected: bool) -> None:
     older = {"validation/reconstruction_fd": 1.0, "validation/psnr": 2.0}
     trainer = SimpleNamespace(
-        sanity_checking=False, state=SimpleNamespace(fn="fit"), global_step=step, max_steps=10, callback_metrics=older
-    )
+        sanity_checking=False, state=SimpleNamespace(fn="fit"), global_step=step, max_steps=10, callback_metrics=older,
+        val_check_batch=1, lightning_module=None,
+    )  # fmt: skip
     callback = ImageMetrics(MeanColours(), every_n_steps=every)
     callback.on_validation_epoch_start(trainer, Darker())
     assert (callback.evaluator is not None) == expected

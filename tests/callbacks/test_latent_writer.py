@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from datamodules.faults import TooManyFaultsError
 from datamodules.shards import file_sha256
 from tests.helpers import run_subprocess
 from tests.latents import MeanColours, write_cache
@@ -85,6 +86,17 @@ def test_another_tokenizer_is_refused_or_replaces_everything(shards: Path, tmp_p
     assert torch.equal(latents, (2 * expected(shards, "train")[0][:5]).half())
 
 
+def test_an_interrupted_replacement_cannot_be_taken_for_a_cache(shards: Path, tmp_path: Path) -> None:
+    write_cache(shards, tmp_path / "cache")
+    other = MeanColours(tokenizer_hash="b" * 64, factor=2.0)
+    with pytest.raises(FileNotFoundError, match=r"train-000001\.safetensors is missing"):
+        write_cache(shards, tmp_path / "cache", other, {"limit_predict_batches": 3}, overwrite=True)
+    assert not (tmp_path / "cache" / "manifest.json").exists()  # the old one would tell the other tokenizer
+    write_cache(shards, tmp_path / "cache", other, overwrite=True)
+    latents = [contents(tmp_path / "cache" / f"train-{shard:06d}.safetensors")["latents"] for shard in range(3)]
+    assert torch.equal(torch.cat(latents), (2 * expected(shards, "train")[0]).half())
+
+
 def test_latents_that_do_not_fit_are_an_error(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(OverflowError, match=r"cannot be stored as LatentWriter\.dtype=float16: use bfloat16"):
         write_cache(shards, tmp_path / "cache", MeanColours(factor=1e6))
@@ -105,6 +117,27 @@ def test_broken_images_are_left_out(shards: Path, tmp_path: Path) -> None:
     assert (found["labels"].tolist(), found["keys"], found["indices"].tolist()) == ([2], ["x2"], [5])
     assert found["latents"].shape == (1, 2, 4, 3)
     assert (tmp_path / "data_faults.jsonl").read_text().count("corrupt_image") == 3
+
+
+def test_a_shard_of_broken_images_only_adds_nothing(shards: Path, tmp_path: Path) -> None:
+    write_cache(shards, tmp_path / "without")
+    write_tar(shards / "train-000009.tar", [("x.png", b"broken"), ("x.cls", b"1")])
+    write_cache(shards, tmp_path / "cache")
+    splits, expected_splits = (
+        json.loads((tmp_path / name / "manifest.json").read_text())["splits"]["train"] for name in ("cache", "without")
+    )
+    assert [shard["samples"] for shard in splits["shards"]] == [5, 3, 4, 0]
+    assert {name: splits[name] for name in ("mean", "std")} == {name: expected_splits[name] for name in ("mean", "std")}
+
+
+def test_too_many_broken_images_are_too_many_in_the_next_run_as_well(shards: Path, tmp_path: Path) -> None:
+    members = [(f"x{number}{end}", data) for number in range(6) for end, data in ((".png", b"broken"), (".cls", b"1"))]
+    write_tar(shards / "train-000009.tar", members)
+    with pytest.raises(TooManyFaultsError, match="6 broken samples"):
+        write_cache(shards, tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"6 of 21 samples are broken and left out, more than .*max_fault_rate=0\.2"):
+        write_cache(shards, tmp_path / "cache")  # which has nothing to encode any more
+    assert not (tmp_path / "cache" / "manifest.json").exists()
 
 
 PROGRAM = """

@@ -14,17 +14,22 @@ from callbacks import SamplePictures, SampleWriter
 from datamodules import SampleLabels
 from datamodules.shards import file_sha256
 from lightning_modules import DenoiserFrom, LatentDiffusion, Sampling
-from maetok.flow import EulerMaruyama
+from maetok import SiT
+from maetok.flow import CosineInterpolant, EulerMaruyama, FlowObjective
+from maetok.hub import write_statistics
+from tests.conftest import DATA
 from tests.helpers import run_subprocess
 from tests.lightning_modules.test_latent_diffusion import CLASSES, diffusion, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:sampling from a denoiser that was not trained")
 COUNT, BLOCK = 14, 6
+COSINE = {"objective": FlowObjective(CosineInterpolant())}  # which stochastic solvers need to know
 
 
 def model(**options: Any) -> LatentDiffusion:
-    sampling = Sampling(EulerMaruyama(4), **({"guidance_scale": 2.0, "guidance_interval": (0.0, 0.75)} | options))
-    return diffusion(sampling=sampling, generator=None)
+    defaults: dict[str, Any] = {"guidance_scale": 2.0, "guidance_interval": (0.0, 0.75), "seed": 0}
+    settings = {name: options.pop(name, value) for name, value in defaults.items()}
+    return diffusion(sampling=Sampling(EulerMaruyama(4), **settings), generator=None, **options)
 
 
 def labels(batch_size: int = 4, **options: Any) -> SampleLabels:
@@ -153,8 +158,14 @@ def test_pictures_show_each_class_without_and_with_guidance(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "change",
-    [{"guidance_scale": 1.5}, {"guidance_interval": (0.0, 0.5)}, {"seed": 1}, {"data": labels(labels="random")}],
-    ids=["scale", "interval", "seed", "labels"],
+    [
+        {"guidance_scale": 1.5},
+        {"guidance_interval": (0.0, 0.5)},
+        {"seed": 1},
+        {"data": labels(labels="random")},
+        COSINE,
+    ],
+    ids=["scale", "interval", "seed", "labels", "interpolant"],
 )
 def test_other_settings_are_refused(whole: Path, tmp_path: Path, change: dict[str, Any]) -> None:
     data = change.get("data")
@@ -194,6 +205,24 @@ def test_a_denoiser_that_was_trained_anew_is_another_one(tmp_path: Path) -> None
         trainer(tmp_path, 1, SampleWriter(str(tmp_path / "new"))).predict(model(), labels(), ckpt_path=path)
     assert not list((tmp_path / "new" / "blocks").iterdir())
     write(tmp_path / "new")  # nothing was noted
+
+
+def test_a_published_denoiser_needs_the_statistics_of_its_latents(tmp_path: Path) -> None:
+    """Without them its latents would be decoded as they are; it samples what the task samples that it is from."""
+    task, folder = model(), tmp_path / "sit"
+    task.normalizer.set_statistics(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0.5, 1.0, 2.0, 3.0]))
+    task.averaged_denoiser.save_pretrained(folder)
+    write_statistics(folder, task.normalizer.mean, task.normalizer.std)
+    write(tmp_path / "expected", task=task)
+    with pytest.raises(
+        ValueError, match=r"model\.init_args\.statistics_from is missing: .* of the exported SiT, for a"
+    ):
+        write(tmp_path / "samples", task=model(denoiser=SiT.from_pretrained(folder)))
+    published = model(denoiser=SiT.from_pretrained(folder), statistics_from=str(folder))
+    write(tmp_path / "samples", task=published)
+    assert np.array_equal(pixels(tmp_path / "samples"), pixels(tmp_path / "expected"))
+    released = diffusion(statistics_from=str(DATA / "ae_movq_rope"))  # one number for all channels
+    assert released.normalizer.std.tolist() == [1.0] * 4
 
 
 def test_labels_are_balanced_or_random() -> None:

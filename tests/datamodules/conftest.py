@@ -1,14 +1,16 @@
-"""A web server and a file system in memory that stand for remote storage."""
+"""A web server and a file system in memory that stand for remote storage, and a folder of images."""
 
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import fsspec
 import pytest
 
 from datamodules import remote
+from tests.shards import encoded
 
 SHARD = bytes(range(256)) * 40
 
@@ -92,3 +94,13 @@ def memory(quick: None) -> Iterator[str]:
         system.pipe(f"/staging/train-{number}.tar", bytes([number]) * 100)
     yield "memory://staging"
     system.rm("/staging", recursive=True)
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    for label, name in enumerate(("cat", "dog", "eel")):
+        (tmp_path / "source" / name).mkdir(parents=True)
+        for number, (form, extension) in enumerate([("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp")]):
+            data = encoded((12, 16), form, seed=3 * label + number)
+            (tmp_path / "source" / name / f"{number}.{extension}").write_bytes(data)
+    return tmp_path / "source"

@@ -138,7 +138,9 @@ trainer.fit(Recorder(), data, ckpt_path=resolve_checkpoint("last", run, "fit"))
 """
 
 
-@pytest.mark.parametrize(("devices", "workers", "batch_size"), [((1, 1), 4, (6, 6)), ((2, 3), 1, (6, 9))])
+@pytest.mark.parametrize(
+    ("devices", "workers", "batch_size"), [((1, 1), 0, (6, 6)), ((1, 1), 4, (6, 6)), ((2, 3), 1, (6, 9))]
+)
 def test_a_killed_run_goes_on_with_the_next_sample(
     folder: Path, tmp_path: Path, devices: tuple[int, int], workers: int, batch_size: tuple[int, int]
 ) -> None:

@@ -24,17 +24,7 @@ from datamodules.pack import main as pack
 from datamodules.shards import ShardError, file_sha256
 from datamodules.transforms import decode
 from tests.helpers import ROOT
-from tests.shards import encoded, image_shards, write_shards, write_tar
-
-
-@pytest.fixture
-def image_folder(tmp_path: Path) -> Path:
-    for label, name in enumerate(("cat", "dog", "eel")):
-        (tmp_path / "source" / name).mkdir(parents=True)
-        for number, (form, extension) in enumerate([("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp")]):
-            data = encoded((12, 16), form, seed=3 * label + number)
-            (tmp_path / "source" / name / f"{number}.{extension}").write_bytes(data)
-    return tmp_path / "source"
+from tests.shards import encoded, image_shards
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -154,19 +144,6 @@ class TestFolders:
         assert sum(len(record) for record in IndexFile.read(tmp_path / "out").records.values()) == 8
         run_pack(image_folder, tmp_path / "out", "--overwrite", "--samples-per-shard", "8")
         assert sorted(path.name for path in (tmp_path / "out").glob("*.tar")) == ["train-000000.tar"]
-
-
-class TestTarFiles:
-    """Shards of others are packed again, with unique keys."""
-
-    def test_samples_come_over_with_labels(self, tmp_path: Path) -> None:
-        images = write_shards(tmp_path / "source", [5, 4])
-        write_tar(tmp_path / "source" / "train-000002.tar", [("0001.jpg", encoded(form="JPEG")), ("0001.cls", b"7")])
-        run_pack(f"{tmp_path}/source/*.tar", tmp_path / "out")
-        index = image_shards(tmp_path / "out", stage=None).index("train")
-        by_image = {index.read(number): int(index.label[number]) for number in range(len(index))}
-        assert by_image == {data: number * 10 // 9 for number, data in enumerate(images)} | {encoded(form="JPEG"): 7}
-        assert index.faults == []
 
 
 class TestFaults:

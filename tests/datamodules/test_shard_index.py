@@ -72,11 +72,13 @@ class TestBrokenSamples:
         write_tar(
             tmp_path / "y.tar", [("good.png", encoded(seed=5)), ("good.cls", b"3"), *[("b" + n, d) for n, d in GOOD]]
         )
+        write_tar(tmp_path / "z.tar", [*[("c" + name, data) for name, data in GOOD], *GOOD])
         index = load(tmp_path, max_fault_rate=0.5)
         assert [(fault.shard, fault.key, fault.reason) for fault in index.faults] == [
-            ("y.tar", "good", "duplicate_key")
+            ("y.tar", "good", "duplicate_key"),
+            ("z.tar", "good", "duplicate_key"),
         ]
-        assert index.shard.tolist() == [0, 1]
+        assert index.shard.tolist() == [0, 1, 2]
 
     def test_label_out_of_range_in_an_indexed_shard(self, packed: Path) -> None:
         index = load(packed, max_fault_rate=0.2, num_classes=9)

@@ -1,6 +1,8 @@
 """Every kind of image file is shown as people see it, and crops are where they should be."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -57,6 +59,33 @@ def test_exif_orientation_is_applied(photo: Image.Image, form: str, orientation:
 def test_sixteen_bit_grey_keeps_its_brightness() -> None:
     data = saved(Image.fromarray(np.array([[0, 32768, 65535]], dtype=np.uint16)), "PNG")
     assert pixels(data).tolist() == [[[0] * 3, [128] * 3, [255] * 3]]
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_values_of_unknown_range_are_no_image(kind: type) -> None:
+    """They would become black, whatever they show."""
+    with pytest.raises(UndecodableImageError, match="32 bits per pixel"):
+        decode(saved(Image.fromarray(np.array([[0, 128, 255]], dtype=kind)), "TIFF"))
+
+
+def test_sixteen_bit_colours_keep_their_high_byte() -> None:
+    for channels, colour_type in ((3, 2), (4, 6), (2, 4)):
+        values = np.array([[[65535, 32768, 256, 65535][-channels:]]], dtype=">u2")
+        expected = {3: [128, 1, 255], 4: [255, 128, 1], 2: [1, 1, 1]}[channels]
+        assert pixels(png_of(values, colour_type)).tolist() == [[expected]]
+
+
+def png_of(values: np.ndarray, colour_type: int) -> bytes:
+    """(H, W, C) as 16-bit PNG, which Pillow cannot write in colour."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
 
 
 def test_one_bit_palette_and_gif(photo: Image.Image) -> None:

@@ -153,6 +153,15 @@ def test_stochastic_solver_on_gaussian_data(path: Interpolant) -> None:
     assert abs(torch.corrcoef(torch.stack((samples.flatten(), ode.flatten())))[0, 1]) < 0.5  # noise was really added
 
 
+@pytest.mark.parametrize("path", [LinearInterpolant(), CosineInterpolant()])
+@pytest.mark.parametrize("solver", [Euler(3), Heun(3), EulerMaruyama(3)])
+def test_the_state_stays_on_the_device_of_the_noise(solver: Solver, path: Interpolant) -> None:
+    """The meta device refuses tensors of another one, as a GPU does."""
+    noise, labels = torch.zeros(2, 4, 3, device="meta"), torch.zeros(2, dtype=torch.int64, device="meta")
+    settings = {"guidance_scale": 2.0, "null_label": 1, "interpolant": path, "step_noise": lambda step: noise}
+    assert sample(lambda x, t, labels: x, labels, noise, solver, **settings).device.type == "meta"
+
+
 def test_grids() -> None:
     assert time_grid(4) == [1.0, 0.75, 0.5, 0.25, 0.0]
     assert time_grid(3, last=0.04) == pytest.approx([1.0, 0.52, 0.04, 0.0])

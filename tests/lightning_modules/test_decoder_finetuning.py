@@ -7,11 +7,13 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from lightning_modules import DecoderFinetuning
+from lightning_modules import ConstantWithWarmup, DecoderFinetuning
+from lightning_modules.base import Optimization
 from maetok import Tokenizer
 from maetok.checkpoints import InitFrom
 from maetok.losses import LossWeights, ReconstructionObjective
 from maetok.networks import HOGTarget, KLBottleneck, PlainBottleneck
+from tests.helpers import StopAt
 from tests.lightning_modules.test_tokenizer_training import SIZE, CountingDiscriminator, fit, optimization, task
 
 
@@ -76,6 +78,34 @@ def test_masking_falls_linearly_to_nothing(tmp_path: Path) -> None:
     ratios = Ratios()
     fit(finetuning(mask_ratio=0.0), tmp_path, 2, ratios)
     assert ratios.seen == [0.0, 0.0]
+
+
+def test_annealing_needs_an_end(tmp_path: Path) -> None:
+    endless = Optimization(partial(torch.optim.SGD, lr=0.1), ConstantWithWarmup)
+    with pytest.raises(
+        ValueError, match=r"trainer\.max_steps=-1, but model\.init_args\.mask_ratio=0\.6 falls to 0 over"
+    ):
+        fit(finetuning(generator=endless), tmp_path, -1, StopAt(2))
+
+
+def test_the_decoder_gets_latents_of_masked_images_with_noise(tmp_path: Path) -> None:
+    """Its input is that of the frozen encoder for the mask, plus Gaussian noise of the given deviation."""
+    images = torch.rand(64, 3, 16, 16) * 2 - 1
+    mask = torch.rand(64, 16) < 0.5
+    for deviation in (0.0, 0.3):
+        model, seen = finetuning(latent_noise=deviation), []
+        model.model.tokenizer.decoder.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
+        model.reconstruct_masked(images, mask)
+        tokenizer_ = model.model.tokenizer
+        latents, unmasked = tokenizer_.encode(images, mask), tokenizer_.encode(images)
+        assert (latents - unmasked).abs().max() > 1e-3
+        noise = seen[0] - latents
+        if deviation == 0.0:
+            assert torch.equal(seen[0], latents)
+            continue
+        assert noise.numel() == 512
+        assert noise.std().item() == pytest.approx(deviation, rel=0.15)  # five standard deviations
+        assert noise.mean().item() == pytest.approx(0.0, abs=0.07)
 
 
 def test_it_begins_with_stage_1_without_its_auxiliary_decoders(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from maetok import SiT, Tokenizer
 from maetok.checkpoints import InitFrom
 from maetok.ema import EMA
 from maetok.flow import Euler, EulerMaruyama, FlowObjective, LogitNormalTime, index_noise
+from maetok.hub import write_statistics
 from maetok.networks import Denoiser, PlainBottleneck, TransformerSize
 from tests.helpers import RecordScalars, StopAt, run_subprocess, scalars
 from tests.latents import write_cache
@@ -162,6 +163,19 @@ def test_statistics_of_a_cache_are_saved_and_restored(cache: Path, tmp_path: Pat
     assert torch.equal(validated.normalizer.std, model.normalizer.std)
 
 
+def test_statistics_of_a_published_model_are_kept(cache: Path, tmp_path: Path) -> None:
+    mean, std = torch.arange(4.0), torch.arange(4.0) + 1
+    denoiser().save_pretrained(tmp_path / "sit")
+    write_statistics(tmp_path / "sit", mean, std)
+    model = diffusion(denoiser=SiT.from_pretrained(tmp_path / "sit"), statistics_from=str(tmp_path / "sit"))
+    trainer(tmp_path, 1).fit(model, datamodule=latent_shards(cache))
+    assert torch.equal(model.normalizer.mean, mean)
+    assert torch.equal(model.normalizer.std, std)
+    write_statistics(tmp_path / "sit", torch.zeros(5), torch.ones(5))
+    with pytest.raises(ValueError, match=r"statistics of \(5,\) for latents of \(4,\)"):
+        diffusion(statistics_from=str(tmp_path / "sit"))
+
+
 def test_statistics_of_images_are_those_of_their_latents(tmp_path: Path, digits_root: Path) -> None:
     """100 of the digits, every 40th, in batches that do not divide them."""
     data = Digits(str(digits_root), 8, batch_size=4, evaluation_batch_size=30, loading=Loading(num_workers=0))
@@ -253,12 +267,12 @@ import sys
 from pathlib import Path
 import torch
 from tests.lightning_modules.test_latent_diffusion import distributed_run
-distributed_run(Path(sys.argv[1]), Path(sys.argv[2]), 2)
+distributed_run(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), 2)
 """
 
 
-def distributed_run(cache: Path, folder: Path, devices: int) -> None:
-    """Six steps of SGD and a validation; the first process saves weights and metrics."""
+def distributed_run(cache: Path, digits: Path, folder: Path, devices: int) -> None:
+    """Six steps of SGD and a validation, statistics of images; the first process saves weights and metrics."""
     model = diffusion(generator=optimization("SGD", 0.05), ema_decays=(0.5,), accumulate_grad_batches=2)
     strategy = {"devices": devices, "strategy": "ddp" if devices > 1 else "auto"}
     fitted = trainer(folder, 6, **strategy)
@@ -267,12 +281,20 @@ def distributed_run(cache: Path, folder: Path, devices: int) -> None:
     metrics = fitted.validate(model, datamodule=data, verbose=False)[0]
     if fitted.is_global_zero:
         torch.save((model.state_dict(), metrics), folder / f"{devices}.pt")
+    on_images = diffusion(statistics_samples=101)  # not a multiple of anything
+    data = Digits(str(digits), 8, batch_size=4, evaluation_batch_size=30, loading=Loading(num_workers=0))
+    trainer(folder, 1, limit_val_batches=0, **strategy).fit(on_images, datamodule=data)
+    if fitted.is_global_zero:
+        torch.save(on_images.normalizer.state_dict(), folder / f"statistics_{devices}.pt")
 
 
-def test_two_processes_train_and_validate_as_one(cache: Path, tmp_path: Path) -> None:
+def test_two_processes_train_and_validate_as_one(cache: Path, tmp_path: Path, digits_root: Path) -> None:
     """SGD, because AdamW makes large steps of rounding noise."""
-    distributed_run(cache, tmp_path, 1)
-    run_subprocess(PROGRAM, tmp_path, str(cache), str(tmp_path))
+    distributed_run(cache, digits_root, tmp_path, 1)
+    run_subprocess(PROGRAM, tmp_path, str(cache), str(digits_root), str(tmp_path))
+    statistics = [torch.load(tmp_path / f"statistics_{devices}.pt") for devices in (1, 2)]
+    for name in ("mean", "std"):
+        torch.testing.assert_close(statistics[1][name], statistics[0][name], atol=1e-6, rtol=1e-6)
     (one, metrics_one), (two, metrics_two) = (torch.load(tmp_path / f"{devices}.pt") for devices in (1, 2))
     assert one.keys() == two.keys()
     for name, value in one.items():
@@ -280,6 +302,14 @@ def test_two_processes_train_and_validate_as_one(cache: Path, tmp_path: Path) ->
     assert metrics_two == pytest.approx(metrics_one, rel=1e-5)
     moved = max((one[f"denoiser.{name}"] - value).abs().max().item() for name, value in denoiser().named_parameters())
     assert moved > 1e-3  # the comparison means something
+
+
+def test_switches_reach_the_denoiser_that_trains_and_the_one_that_samples() -> None:
+    model = diffusion(compile=True, activation_checkpointing=True)
+    model.configure_model()
+    assert model.denoiser.activation_checkpointing
+    for network in (model.denoiser, model.averaged_denoiser):
+        assert all(block._compiled_call_impl for block in network.blocks)
 
 
 class Counting(Denoiser):
@@ -326,6 +356,32 @@ def test_samples_are_decoded_from_denormalised_latents() -> None:
     }
     pixels = (expected.clamp(-1, 1) + 1) * 127.5
     assert (model.predict_step(batch, 0) - pixels.permute(0, 2, 3, 1)).abs().max() <= 0.501
+
+
+@pytest.mark.parametrize("width", [16, 8])
+def test_a_denoiser_of_another_size_guides(cache: Path, tmp_path: Path, width: int) -> None:
+    """v = v_guide + 2 (v - v_guide), by Euler in one step from t = 1; the guide has weights of its own."""
+    smaller = partial(denoiser, size=TransformerSize(width, 1, 2))
+    fitted = trainer(tmp_path, 2)
+    fitted.fit(diffusion(denoiser=smaller()), datamodule=latent_shards(cache))
+    fitted.save_checkpoint(tmp_path / "guide.ckpt")
+    source, sampling = DenoiserFrom(str(tmp_path / "guide.ckpt")), Sampling(Euler(1), 2.0)
+    model = diffusion(guide_from=source, guide=smaller() if width != 16 else None, sampling=sampling)
+    guide = source.loaded_copy(smaller())
+    labels, t, noise = torch.tensor([1, 2]), torch.ones(2), index_noise(0, [0, 1], shape=(3, 4))
+    away, towards = (network(noise, t, labels) for network in (guide, model.averaged_denoiser))
+    expected = model.decode(model.normalizer.denormalize(noise - (away + 2 * (towards - away))))
+    torch.testing.assert_close(model.sample(labels, torch.arange(2)), expected, atol=1e-5, rtol=1e-5)
+    guide.save_pretrained(tmp_path / "published")
+    published = diffusion(guide=SiT.from_pretrained(tmp_path / "published"), sampling=sampling)
+    torch.testing.assert_close(published.sample(labels, torch.arange(2)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_guides_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"guide has .* = \(3, 4, 7\), but the denoiser \(3, 4, 10\)"):
+        diffusion(guide=denoiser(num_classes=7))
+    with pytest.raises(ValueError, match=r"model\.init_args\.guide was not trained: set model\.init_args\.guide_from"):
+        diffusion(guide=denoiser())
 
 
 def test_networks_that_do_not_fit_are_refused(cache: Path, tmp_path: Path, digits_root: Path) -> None:

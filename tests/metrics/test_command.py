@@ -62,7 +62,7 @@ def test_folders_and_npz_files_measure_the_same(tmp_path: Path, capsys: pytest.C
     assert one["metrics"] == other["metrics"]
     assert one["metrics"].keys() == {"fd", "precision", "recall"}
     assert (one["hash"], one["samples"], one["references"]) == (other["hash"], 330, 340)
-    assert one["protocol"] == "gfid-adm@330,references=340,statistics=images"
+    assert one["protocol"] == "gfid-adm@330,references=340,labels=unknown,statistics=images"
     assert one["samples_path"] == str(folders[0])
     first, second = capsys.readouterr().out.splitlines()
     assert first == second
@@ -115,7 +115,7 @@ def test_reference_files_of_adm(tmp_path: Path) -> None:
     assert opened.statistics["pool"].covariance.dtype == torch.float64
     assert opened.statistics["spatial"].covariance.tolist() == [[1, 1], [1, 1]]
     measured = main(["--protocol=gfid-adm", f"--samples={whole}", f"--reference={whole}", *SMALL])
-    assert measured.name == "gfid-adm@6,references=6,statistics=images"
+    assert measured.name == "gfid-adm@6,references=6,labels=unknown,statistics=images"
     np.savez(tmp_path / "moments.npz", **moments)
     assert len(open_images(tmp_path / "moments.npz")) == 0
     with pytest.raises(ValueError, match=r"not of EfficientNetLite0Features.*--features inception"):
@@ -126,9 +126,14 @@ def test_labels_must_be_balanced(tmp_path: Path) -> None:
     images = pictures(6)
     real = write_npz(tmp_path / "real.npz", images)
     for labels, deviates in (([0, 1, 2, 0, 1, 2], False), ([0, 1, 2, 3, 0, 1], False), ([0, 0, 2, 0, 1, 0], True)):
-        samples = write_npz(tmp_path / "samples.npz", images, labels=np.array(labels))
+        for name in ("labels", "arr_1"):  # ours, and that of ADM's sampler
+            samples = write_npz(tmp_path / "samples.npz", images, **{name: np.array(labels)})
+            measured = main(["--protocol=gfid-adm", f"--samples={samples}", f"--reference={real}", *SMALL])
+            assert ("labels=unbalanced" in measured.name) == deviates
+            assert "unknown" not in measured.name
+    for samples in (real, write_npz(tmp_path / "few.npz", images, labels=np.arange(5))):
         measured = main(["--protocol=gfid-adm", f"--samples={samples}", f"--reference={real}", *SMALL])
-        assert ("labels=unbalanced" in measured.name) == deviates
+        assert "labels=unknown" in measured.name
 
 
 def test_errors_name_the_remedy(tmp_path: Path) -> None:

@@ -199,6 +199,7 @@ class TestSizes:
     @pytest.mark.parametrize(
         ("kind", "size", "millions"),
         [
+            (SiT, "S", 32.9),
             (SiT, "B", 130.4),
             (SiT, "L", 458.0),
             (SiT, "XL", 675.0),
