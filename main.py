@@ -9,6 +9,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
+import strategies  # noqa: F401 - registers them
 from callbacks import Heartbeat
 from callbacks.checkpointing import resolve_checkpoint
 from callbacks.trainer_setup import trainer_defaults, with_slurm

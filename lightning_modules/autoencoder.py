@@ -75,10 +75,11 @@ class AutoencoderTask(Task):
         """Training forward pass: reconstructions (B, 3, H, W) with graph, and losses beside those of the pixels."""
 
     def configure_model(self) -> None:
-        """Apply the compile and activation-checkpointing switches to the trained networks."""
+        """Apply the compile and activation-checkpointing switches to the trained networks, and shard them."""
         self.model.set_activation_checkpointing(self.activation_checkpointing)
         if self.compile_blocks:
             self.model.compile_blocks()
+        self.shard_for_training(self.model)
 
     def setup(self, stage: str) -> None:
         """Check that data and tokenizer agree on the image size, which both configs state."""
@@ -126,13 +127,14 @@ class AutoencoderTask(Task):
         if self.discriminator is not None:
             self.discriminator.requires_grad_(False)
         reconstructions, others = self.reconstruct_masked(images, mask)
-        loss, terms = self.objective.generator(
-            reconstructions,
-            images,
-            self.model.tokenizer.decoder.output.weight,
-            self.discriminator if plays else None,
-            augmentation[:, 0] if augmentation is not None else None,
-        )
+        with self.local_gradients():  # the adaptive weight asks for gradients of one layer
+            loss, terms = self.objective.generator(
+                reconstructions,
+                images,
+                self.model.tokenizer.decoder.output.weight,
+                self.discriminator if plays else None,
+                augmentation[:, 0] if augmentation is not None else None,
+            )
         for name, (weight, term) in others.items():
             loss, terms[name] = loss + weight * term, term.detach()
         self.backward_micro_batch(0, loss)

@@ -3,19 +3,23 @@
 import os
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from maetok.ema import EMA
 from maetok.memory import keep_freed_memory
 from maetok.networks.attention import CPU_HAS_BFLOAT16
+from maetok.sharding import average_gradients, broadcast_from_first, gather, is_sharded, reshard, shard, whole
 from maetok.step_guard import StepGuard
 
 
@@ -108,6 +112,38 @@ class Task(LightningModule):
                 "32-true is many times faster here"
             )
 
+    def shard_for_training(self, network: nn.Module) -> None:
+        """Under a strategy that shards, divide the trained network and its averages among the processes.
+
+        What else there is, a discriminator or frozen networks, stays whole on every process, as everything does in
+        other subcommands than ``fit``.
+        """
+        if self.device_mesh is None or self.trainer.state.fn != "fit" or is_sharded(network):
+            return
+        device = self.trainer.strategy.root_device
+        shard(network, self.device_mesh, device, torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None)
+        for average in self.averages:
+            shard(average.network, self.device_mesh, device, stays_gathered=True)
+        broadcast_from_first(self, device)
+
+    @property
+    def averages(self) -> list[EMA]:
+        """All moving averages that this task has."""
+        return [module for module in self.modules() if isinstance(module, EMA)]
+
+    def on_validation_start(self) -> None:
+        """Gather sharded averages, so that in evaluation each process can run them when and as often as it likes."""
+        for average in self.averages:
+            gather(average)
+
+    def on_validation_end(self) -> None:
+        """Free what was gathered."""
+        for average in self.averages:
+            reshard(average)
+
+    on_test_start, on_test_end = on_validation_start, on_validation_end
+    on_predict_start, on_predict_end = on_validation_start, on_validation_end
+
     def check_image_size(self, own_size: tuple[int, int]) -> None:
         """Raise ValueError unless data and tokenizer, whose configs both state it, agree on the image size."""
         data_size = getattr(getattr(self.trainer, "datamodule", None), "image_size", None)
@@ -150,10 +186,19 @@ class Task(LightningModule):
         return torch.from_numpy(rows[self.global_rank :: self.trainer.world_size].copy()).to(self.device)
 
     def backward_micro_batch(self, index: int, loss: Tensor) -> None:
-        """Add this micro-batch's share of the gradient of ``loss`` () for the optimizer of that index."""
+        """Add this micro-batch's share of the gradient of ``loss`` () for the optimizer of that index.
+
+        Processes average gradients only in the last micro-batch before a step.
+        """
         if self.step_guard is not None:
             self.step_guard.note_loss(index, loss)
-        self.manual_backward(loss / self.accumulate_grad_batches)
+        with nullcontext() if self.is_last_micro_step else self.local_gradients():
+            self.manual_backward(loss / self.accumulate_grad_batches)
+
+    def local_gradients(self) -> AbstractContextManager[None]:
+        """A context in which gradients are those of this process."""
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
     def step_optimizer(self, index: int, network: nn.Module, gradient_clip: float) -> Tensor:
         """Clip, step the optimizer of that index unless the guard skips that, step its schedule, and clear gradients.
@@ -165,8 +210,10 @@ class Task(LightningModule):
         """
         optimizer = self.optimizers(use_pl_optimizer=index == 0)
         optimizer = optimizer[index] if isinstance(optimizer, list) else optimizer
+        if self.device_mesh is not None and not is_sharded(network):
+            average_gradients(network.parameters())
         parameters = [parameter for parameter in network.parameters() if parameter.grad is not None]
-        norm = nn.utils.clip_grad_norm_(parameters, gradient_clip or float("inf"), foreach=True)
+        norm = whole(nn.utils.clip_grad_norm_(parameters, gradient_clip or float("inf"), foreach=True))
         if self.step_guard is None:
             optimizer.step()
         else:

@@ -143,11 +143,11 @@ class LatentDiffusion(Task):
             )
 
     def configure_model(self) -> None:
-        """Apply the compile and activation-checkpointing switches to the denoiser, trained and averaged."""
+        """Apply the switches to the denoiser, trained and (compilation) averaged, and shard both."""
         self.denoiser.set_activation_checkpointing(self.activation_checkpointing)
-        if self.compile_blocks:
-            self.denoiser.compile_blocks()
-            self.averaged_denoiser.compile_blocks()  # validates and samples
+        for network in (self.denoiser, self.averaged_denoiser) if self.compile_blocks else ():
+            network.compile_blocks()
+        self.shard_for_training(self.denoiser)
 
     def configure_optimizers(self) -> tuple[list[Any], list[Any]]:
         """One optimizer, of the denoiser; raises ValueError if there is no word of it."""
@@ -156,7 +156,7 @@ class LatentDiffusion(Task):
         optimizer, schedule = self.generator.build(self.denoiser, self.trainer.max_steps)
         return [optimizer], [schedule]
 
-    def on_fit_start(self) -> None:
+    def on_train_start(self) -> None:
         """Take the latents' statistics, unless a checkpoint or a published model has brought them."""
         if self.checkpoint_step or self.statistics_from is not None:
             return

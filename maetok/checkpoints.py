@@ -1,4 +1,4 @@
-"""Checkpoint files of a run, the weights a network begins with, and hashes that tell whether weights are the same."""
+"""Checkpoints of a run, the weights a network begins with, and hashes that tell whether weights are the same."""
 
 import hashlib
 import re
@@ -10,14 +10,23 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from maetok.checkpoint_files import is_complete, read_weights
+
 PATTERN = re.compile(r"step=(\d+)\.ckpt")
 
 
 def complete_checkpoints(run_directory: str | Path) -> list[Path]:
     """All checkpoints of a run by step, oldest first. Unfinished ones have another name and are not listed."""
     folder = Path(run_directory) / "checkpoints"
-    found = [(int(match[1]), path) for path in folder.glob("step=*.ckpt") if (match := PATTERN.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    found = [path for path in folder.glob("step=*.ckpt") if PATTERN.fullmatch(path.name) and is_complete(path)]
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint of a run."""
+    match = PATTERN.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class InitFrom:
             ValueError: if it holds no weights of this prefix, or those of another network.
         """
         path = self.locate()
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+        state = read_weights(path)
         size = len(self.prefix)
         weights = {name[size:]: value for name, value in state.items() if name.startswith(self.prefix)}
         if not weights:
@@ -70,14 +79,14 @@ class InitFrom:
         return True
 
     def locate(self) -> Path:
-        """The checkpoint file; raises FileNotFoundError if there is none."""
+        """The checkpoint, a file or folder; raises FileNotFoundError if there is none."""
         path = Path(self.path)
-        if path.is_dir():
+        if path.is_dir() and not is_complete(path):
             found = complete_checkpoints(path)
             if not found:
                 raise FileNotFoundError(f"{self.KEY}.path={self.path}: no checkpoints in it; train that run first")
             return found[-1]
-        if not path.is_file():
+        if not is_complete(path):
             raise FileNotFoundError(
                 f"{self.KEY}.path={self.path} is no checkpoint and no run directory; train that run first"
             )

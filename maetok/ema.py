@@ -5,6 +5,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from maetok.sharding import local, reshard
+
 
 class EMA(nn.Module):
     """A copy of a network whose weights follow the original's by an exponential moving average.
@@ -33,9 +35,14 @@ class EMA(nn.Module):
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
-        """Move towards ``network`` after its ``step``-th optimizer step; buffers are copied."""
+        """Move towards ``network`` after its ``step``-th optimizer step; buffers are copied.
+
+        Of sharded networks, both alike, every process moves its own share.
+        """
         decay = min(self.decay, (1 + step) / (10 + step))
-        averages: list[Tensor] = list(self.network.parameters())
-        torch._foreach_lerp_(averages, list(network.parameters()), 1.0 - decay)
+        reshard(self.network)
+        reshard(network)
+        averages: list[Tensor] = [local(parameter) for parameter in self.network.parameters()]
+        torch._foreach_lerp_(averages, [local(parameter) for parameter in network.parameters()], 1.0 - decay)
         for average, value in zip(self.network.buffers(), network.buffers(), strict=True):
             average.copy_(value)

@@ -11,9 +11,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-import torch
 from torch import Tensor, nn
 
+from maetok.checkpoint_files import is_complete, read_checkpoint, read_weights
 from maetok.checkpoints import complete_checkpoints
 from maetok.hub import PUBLISHED_FILES, STATISTICS_FILE, write_statistics
 from maetok.networks.sit import SiT
@@ -73,8 +73,8 @@ def export(ckpt: str | Path, output: str | Path, config: str | Path | None = Non
 
 def locate_checkpoint(path: Path) -> Path:
     """The checkpoint itself, or the newest of a run; raises FileNotFoundError if there is none."""
-    found = complete_checkpoints(path)[-1:] if path.is_dir() else [path]
-    if not found or not found[0].is_file():
+    found = complete_checkpoints(path)[-1:] if path.is_dir() and not is_complete(path) else [path]
+    if not found or not is_complete(found[0]):
         raise FileNotFoundError(f"--ckpt={path} is no checkpoint, and no run directory with one: train that run first")
     return found[0]
 
@@ -152,8 +152,10 @@ def imported(path: str) -> Any:
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """All weights of a checkpoint, mapped rather than read; raises ValueError for another kind of file."""
+    if path.is_dir():
+        return read_weights(path)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = read_checkpoint(path, mmap=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"--ckpt={path} is not a complete checkpoint ({error})") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:

@@ -120,3 +120,21 @@ def run_subprocess(program: str, folder: Path, *arguments: str, succeeds: bool =
     command = [sys.executable, str(path), *arguments]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=300, check=False)
     assert (result.returncode == 0) == succeeds, result.stderr.decode()[-6000:]
+
+
+def run_module(module: str, folder: Path, *arguments: str, timeout: float = 1500) -> None:
+    """Run a module of the tests as a program of its own, with the folder as its first argument, in one thread."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", module, str(folder), *arguments]
+    with (folder / "output.log").open("w+") as output:
+        options = {"cwd": ROOT, "env": environment, "stdout": output, "stderr": output, "timeout": timeout}
+        result = subprocess.run(command, check=False, **options)
+    assert result.returncode == 0, (folder / "output.log").read_text()[-6000:]
+
+
+def run_main(subcommand: str, folder: Path, *arguments: str) -> None:
+    """Run the command line as a program of its own, which Lightning can start several times, in ``folder``."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "main.py", subcommand, *arguments, f"--trainer.default_root_dir={folder}"]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=900, check=False)
+    assert result.returncode == 0, result.stderr.decode()[-6000:]

@@ -55,6 +55,10 @@ class Denoiser(nn.Module, ABC):
             ValueError: if the shapes do not fit this denoiser or each other.
         """
 
+    def parts(self) -> list[nn.Module]:
+        """The modules that are called, each as a whole: units of sharding."""
+        return [self]
+
     def compile_blocks(self) -> None:
         """Compile every transformer block in place; names in the state dict stay as they are."""
         for module in self.modules():
@@ -243,9 +247,9 @@ class DiffusionTransformer(Denoiser):
     def embed(self, x: Tensor) -> Tensor:
         """Tokens (B, L, width) that enter the first block.
 
-        Under autocast they are float32 again, and so are all sums of residual branches.
+        Under autocast they have the dtype of ``x`` again, and so have all sums of residual branches.
         """
-        return self.input(x).to(self.input.weight.dtype)
+        return self.input(x).to(x.dtype)
 
     def rotations(self, tokens: Tensor) -> list[Rotation] | None:
         """Rotations of queries and keys in each block for tokens (B, L, width); none by default."""

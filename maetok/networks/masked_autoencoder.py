@@ -53,6 +53,11 @@ class MaskedAutoencoder(nn.Module):
         predictions = {name: decoder(latents, grid) for name, decoder in self.auxiliary_decoders.items()}
         return MaskedAutoencoderOutput(reconstructions, predictions, losses)
 
+    def parts(self) -> list[nn.Module]:
+        """The modules that are called, each as a whole: units of sharding."""
+        tokenizer = self.tokenizer
+        return [tokenizer.encoder, tokenizer.bottleneck, tokenizer.decoder, *self.auxiliary_decoders.values()]
+
     def compile_blocks(self) -> None:
         """Compile every transformer block in place; names in the state dict stay as they are."""
         for module in self.modules():

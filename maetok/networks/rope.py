@@ -43,7 +43,7 @@ class MixedRotaryEmbedding2d(nn.Module):
     """Learned 2D rotary frequencies for all layers of one transformer, turned into angles once per forward pass.
 
     Angles are always computed in float32, whatever the autocast state. Outside of training they are cached per grid
-    and recomputed only when the frequencies have changed.
+    and recomputed only when the frequencies have changed, unless ``caches`` is set to False.
 
     Args:
         depth: number of layers.
@@ -66,6 +66,7 @@ class MixedRotaryEmbedding2d(nn.Module):
         )
         frequencies = torch.stack((both.cos(), both.sin())) * magnitudes.repeat(2)
         self.frequencies = nn.Parameter(frequencies)  # (2, depth, heads, head_dim / 2); index 0 is x, the column
+        self.caches = True
         self._cache: dict[tuple, list[Rotation]] = {}
 
     def angles(self, grid: tuple[int, int]) -> Tensor:
@@ -87,7 +88,7 @@ class MixedRotaryEmbedding2d(nn.Module):
         """
         if torch.compiler.is_compiling():
             return self._rotations(grid, before, after, dtype)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or not self.caches:
             self._cache = {}  # a fused optimizer changes the frequencies without raising their version
             return self._rotations(grid, before, after, dtype)
         frequencies = self.frequencies

@@ -1,0 +1,130 @@
+"""Fully sharded training (FSDP2) that needs to be told no number of processes."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from maetok.checkpoint_files import CheckpointFiles
+from maetok.restoring import restore
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """Shards the networks that a task trains over all processes, or over those of each group of replicas (HSDP).
+
+    The task does the sharding, in ``configure_model``; what it does not shard is whole on every process.
+
+    Args:
+        replicate: number of replicas of the sharded networks: 1 divides them among all processes; ``nodes`` among the
+            processes of a node, so that only averaged gradients travel between nodes; the number of processes makes
+            every one hold everything, as DDP does.
+        timeout_minutes: how long a process waits for the others before the run ends with an error.
+        sharded_checkpoint: write checkpoints as folders with a file of each process; otherwise the first process
+            gathers everything and writes one file.
+        process_group_backend: that of torch.distributed; nccl on CUDA and gloo on CPU if not given.
+
+    Raises:
+        ValueError: if ``replicate`` or ``timeout_minutes`` is not positive.
+    """
+
+    def __init__(
+        self,
+        replicate: int | Literal["nodes"] = 1,
+        timeout_minutes: float = 10.0,
+        sharded_checkpoint: bool = True,
+        process_group_backend: str | None = None,
+    ) -> None:
+        if timeout_minutes <= 0 or (replicate != "nodes" and replicate < 1):
+            raise ValueError(
+                f"trainer.strategy.init_args: replicate={replicate} must be positive or nodes, "
+                f"timeout_minutes={timeout_minutes} positive"
+            )
+        timeout = timedelta(minutes=timeout_minutes)
+        super().__init__(tensor_parallel_size=1, process_group_backend=process_group_backend, timeout=timeout)
+        self.replicate, self.sharded_checkpoint = replicate, sharded_checkpoint
+        self.checkpoint_io = CheckpointFiles()  # type: ignore[assignment] # has the methods of a CheckpointIO
+
+    def setup_environment(self) -> None:
+        """Begin communication, and lay out processes as (replicas, shards).
+
+        Raises:
+            ValueError: if ``replicate`` does not divide the number of processes.
+        """
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+        replicas = self.num_nodes if self.replicate == "nodes" else self.replicate
+        if self.world_size % replicas:
+            raise ValueError(
+                f"trainer.strategy.init_args.replicate={replicas} does not divide the number of processes, "
+                f"{self.world_size}"
+            )
+        shape = (self.world_size,) if replicas == 1 else (replicas, self.world_size // replicas)
+        names = ("replicas", "shards")[-len(shape) :]
+        self._device_mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=names)
+        assert self.lightning_module is not None
+        self.lightning_module._device_mesh = self._device_mesh
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """Every process reads data of its own."""
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
+
+    @contextmanager
+    def block_backward_sync(self) -> Generator[None, None, None]:
+        """Let backward passes add gradients up on each process, without averaging them."""
+        assert self.lightning_module is not None
+        units = [module for module in self.lightning_module.modules() if isinstance(module, FSDPModule)]
+        for unit in units:
+            unit.set_requires_gradient_sync(False, recurse=False)
+        try:
+            yield
+        finally:
+            for unit in units:
+                unit.set_requires_gradient_sync(True, recurse=False)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """All weights, those that are sharded as shares."""
+        assert self.lightning_module is not None
+        return self.lightning_module.state_dict()
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """State of an optimizer by numbers of parameters, tensors that are sharded as shares.
+
+        Lightning's own would make a step of an optimizer that has made none yet, such as that of a discriminator that
+        does not play yet.
+        """
+        return getattr(optimizer, "_optimizer", optimizer).state_dict()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint, of which every process holds its shares."""
+        path = Path(self.broadcast(filepath))
+        if self.sharded_checkpoint:
+            self.checkpoint_io.save_checkpoint(checkpoint, path, storage_options)
+            return
+        whole = gathered(checkpoint)
+        if self.is_global_zero:
+            self.checkpoint_io.save_checkpoint(whole, path, storage_options)
+        self.barrier()
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint of any strategy and number of processes into task and optimizers; returns the rest."""
+        assert self.lightning_module is not None
+        return restore(Path(self.broadcast(checkpoint_path)), self.lightning_module, self.optimizers)
+
+
+def gathered(value: Any) -> Any:
+    """A checkpoint with whole tensors on the CPU instead of shares; all processes must call this together."""
+    if isinstance(value, DTensor):
+        return value.full_tensor().cpu()
+    if isinstance(value, dict):
+        return {key: gathered(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(gathered(entry) for entry in value)
+    return value
