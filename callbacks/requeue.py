@@ -65,6 +65,7 @@ class Requeue(Callback):
         self.leaving = self.agreed()
         if self.leaving:
             self.checkpoint.save(trainer)
+            self.checkpoint.wait(trainer)  # the file that asks for a restart must not come before the checkpoint
             if trainer.is_global_zero:
                 (Path(trainer.default_root_dir) / MARKER).touch()
 

@@ -153,6 +153,15 @@ class Task(LightningModule):
                 f"model.init_args.tokenizer.init_args.image_size={own_size}: set both to one size"
             )
 
+    def check_classes(self, own_classes: int) -> None:
+        """Raise ValueError unless data and denoiser, whose configs both state it, agree on the number of classes."""
+        classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", own_classes)
+        if classes != own_classes:
+            raise ValueError(
+                f"data.init_args.num_classes={classes}, but model.init_args.denoiser.init_args.num_classes="
+                f"{own_classes}: set both to one number"
+            )
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember which step the weights have."""
         self.checkpoint_step = checkpoint["global_step"]

@@ -125,12 +125,7 @@ class LatentDiffusion(Task):
         """
         super().setup(stage)
         self.check_image_size(self.tokenizer.network.image_size)  # type: ignore[arg-type]
-        classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", self.denoiser.num_classes)
-        if classes != self.denoiser.num_classes:
-            raise ValueError(
-                f"data.init_args.num_classes={classes}, but model.init_args.denoiser.init_args.num_classes="
-                f"{self.denoiser.num_classes}: set both to one number"
-            )
+        self.check_classes(self.denoiser.num_classes)
         if stage == "predict" and self.denoiser_from is None:
             check_published(self.denoiser, self.statistics_from)
 

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from maetok.checkpoint_files import read_weights
 from main import MAETokCLI, main
 
 ROOT = Path(__file__).parents[1]
@@ -109,7 +110,7 @@ def scalars(folder: Path) -> list[dict[str, float]]:
 
 
 def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "checkpoints" / f"step={step:09d}.ckpt", weights_only=True)["state_dict"]
+    return read_weights(folder / "checkpoints" / f"step={step:09d}.ckpt")
 
 
 def run_subprocess(program: str, folder: Path, *arguments: str, succeeds: bool = True) -> None:

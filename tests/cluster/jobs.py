@@ -11,7 +11,7 @@ from lightning.pytorch import Callback
 from tests.cluster.cluster import Cluster, wait_for
 from tests.helpers import ROOT
 
-OVERLAY = "ddp"
+OVERLAY = "fsdp"
 """Strategy of all runs with two processes."""
 CONFIG = "configs/experiment/imagenet256_maetok_b128.yaml"
 STEPS = 40
