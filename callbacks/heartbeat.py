@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from maetok.distributed import linger_at_exit
+
 NOBODY = -1
 
 
@@ -39,6 +41,11 @@ class Heartbeat(Callback):
         self.group: Any = None
         self.names: list[str] = []
         self.exception: BaseException | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """In every subcommand, keep a process that ends well from looking lost."""
+        if trainer.world_size > 1:
+            linger_at_exit()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the thread, if there is more than one process."""

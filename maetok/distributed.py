@@ -1,5 +1,7 @@
 """The few collective operations that losses and metrics need; without a process group they do nothing."""
 
+import atexit
+import time
 from typing import Any
 
 import torch.distributed as dist
@@ -36,3 +38,13 @@ def gather_over_ranks(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def linger_at_exit(seconds: float = 0.5) -> None:
+    """Have this process wait a moment before it ends.
+
+    A thread of gloo that still holds a tensor of the last operation frees it under Python's lock. If Python is shutting
+    down by then, that aborts the process ("terminate called without an active exception"), and a run that has ended
+    well looks as if it had failed.
+    """
+    atexit.register(time.sleep, seconds)
