@@ -112,6 +112,9 @@ class Task(LightningModule):
                 "32-true is many times faster here"
             )
 
+    def configure_model(self) -> None:
+        """Nothing; tasks that train shard what they train here. Strategies that shard insist on this method."""
+
     def shard_for_training(self, network: nn.Module) -> None:
         """Under a strategy that shards, divide the trained network and its averages among the processes.
 

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
+from lightning_modules import LatentEncoding
 from strategies import FSDP2Strategy
 from tests.helpers import run_module
-from tests.strategies.runs import build
+from tests.strategies.runs import build, tokenizer
 
 Result = tuple[dict[str, Tensor], dict[str, Tensor], set[str], list[int], list[list[float]]]
 
@@ -66,6 +68,10 @@ def test_gradients_are_averaged_once_per_step(results: dict[str, Result]) -> Non
 
 def test_switches_were_compared(results: dict[str, Result]) -> None:
     assert {"1-hsdp", "1-switches", "3-switches"} <= results.keys()
+
+
+def test_a_task_that_only_evaluates_runs_under_a_strategy_that_shards() -> None:
+    assert is_overridden("configure_model", LatentEncoding(tokenizer()))  # what Lightning asks for
 
 
 @pytest.mark.parametrize("options", [{"replicate": 0}, {"replicate": -1}, {"timeout_minutes": 0}])
