@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from lightning_modules import LatentDiffusion
 from lightning_modules.autoencoder import AutoencoderTask
 from lightning_modules.base import Task
+from maetok.sharding import divided_dimension
 
 Strategy = Literal["ddp", "fsdp", "hsdp"]
 """Every network on every process; trained networks sharded over all processes; sharded within each node."""
@@ -103,7 +104,7 @@ def expected_bytes(
 
 
 def network_bytes(trained: Trained, shards: int, rank: int) -> StateBytes:
-    """Bytes of one network, its parameters divided into ``shards`` along their first dimension."""
+    """Bytes of one network, its parameters divided into ``shards`` as training divides them."""
     parameters = list(trained.network.parameters())
     buffers = sum(size_of(buffer) for buffer in trained.network.buffers())
     with FakeTensorMode():
@@ -128,8 +129,9 @@ def shard_of(parameter: Tensor, shards: int, rank: int) -> Tensor:
     """An empty tensor with the shape that FSDP2 leaves of a parameter on process ``rank % shards``."""
     shape = list(parameter.shape)
     if shards > 1:
-        rows = math.ceil(shape[0] / shards)
-        shape[0] = min(rows, max(0, shape[0] - rows * (rank % shards)))
+        dimension = divided_dimension(shape, shards)
+        rows = math.ceil(shape[dimension] / shards)
+        shape[dimension] = min(rows, max(0, shape[dimension] - rows * (rank % shards)))
     return torch.empty(shape, dtype=parameter.dtype)
 
 

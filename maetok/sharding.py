@@ -5,8 +5,8 @@ holds an equal share, and so of its gradient, its optimizer state and its moving
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -88,15 +88,15 @@ def take_from_first(network: nn.Module, values: dict[str, Tensor], device: torch
         local(parameter).copy_(local(distribute_tensor(sent, parameter.device_mesh, parameter.placements)))
 
 
-def placement(mesh: DeviceMesh) -> Any:
+def divided_dimension(shape: Sequence[int], shards: int) -> int:
     """The dimension that a parameter is divided along: the first that can be divided evenly, or else the first."""
+    return next((dimension for dimension, size in enumerate(shape) if size % shards == 0), 0)
+
+
+def placement(mesh: DeviceMesh) -> Callable[[nn.Parameter], Shard]:
+    """Tells FSDP2 how to divide each parameter among the shards of a mesh."""
     shards = mesh.size(mesh.ndim - 1)
-
-    def first_even_dimension(parameter: nn.Parameter) -> Shard:
-        even = [dimension for dimension, size in enumerate(parameter.shape) if size % shards == 0]
-        return Shard(even[0] if even else 0)
-
-    return first_even_dimension
+    return lambda parameter: Shard(divided_dimension(parameter.shape, shards))
 
 
 def units(network: nn.Module) -> Iterator[FSDPModule]:

@@ -3,18 +3,20 @@
 import json
 import math
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
+from benchmarks.plan_state import expected_bytes, size_of, trained_networks
 from maetok import Tokenizer
 from maetok.checkpoint_files import read_checkpoint, read_weights, split, stored_tensors
 from maetok.checkpoints import InitFrom, complete_checkpoints
 from maetok.consolidate import main
 from tests.helpers import run_module
-from tests.strategies.runs import build, tokenizer
+from tests.strategies.runs import build, optimization, tokenizer
 
 WHOLE = "1-fsdp-whole"
 
@@ -72,6 +74,20 @@ def test_a_process_holds_half_of_what_it_holds_without_sharding(runs: Path, stag
     """Bytes of parameters, moving averages and AdamW's states; the discriminator is whole on both processes."""
     sharded = result(runs / f"{stage}-fsdp{'-async' if stage == 3 else ''}-whole")[1]
     assert 0.5 <= sharded / result(runs / f"{stage}-ddp-whole")[1] <= 0.55
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_process_holds_what_was_planned(runs: Path, stage: int, strategy: Literal["ddp", "fsdp"]) -> None:
+    """To the byte; what is measured are parameters, averages and optimizer states, without buffers."""
+    adam = optimization("AdamW", 1e-3)
+    networks = trained_networks(
+        build(stage, generator=adam, **({"discriminator_optimization": adam} if stage < 3 else {}))
+    )
+    planned = expected_bytes(networks, world_size=2, strategy=strategy)
+    buffers = sum((1 + it.averages) * sum(size_of(buffer) for buffer in it.network.buffers()) for it in networks)
+    held = result(runs / f"{stage}-{strategy}{'-async' if (stage, strategy) == (3, 'fsdp') else ''}-whole")[1]
+    assert held == planned.parameters + planned.averages + planned.optimizer - buffers
 
 
 def test_a_sharded_checkpoint_holds_everything_once(runs: Path, tmp_path: Path) -> None:
