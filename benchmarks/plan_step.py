@@ -149,7 +149,7 @@ def run_step(
 
     start = getattr(getattr(task, "objective", None), "discriminator_start", 0)
     task.trainer = SimpleNamespace(
-        world_size=1, global_rank=0, global_step=start, max_steps=2 * start + 2, training=True
+        world_size=1, global_rank=0, global_step=start, max_steps=2 * start + 2, training=True, strategy=None
     )
     replaced = {
         "manual_backward": backward,
