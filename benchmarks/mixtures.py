@@ -139,7 +139,7 @@ def draw(points: list[Point], path: Path) -> None:
 def main(args: list[str] | None = None) -> None:
     """Command line entry."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mixtures", description=__doc__)
-    parser.add_argument("--seeds", default=2, type=int)
+    parser.add_argument("--seeds", default=3, type=int)
     parser.add_argument("--steps", default=500, type=int)
     parser.add_argument("--radius", default=6.0, type=float, help="norm B of the means")
     parser.add_argument("--output", default=Path("docs/study_mixtures"), type=Path, help="write OUTPUT.json and .png")
