@@ -42,6 +42,7 @@ QUANTITIES = (
     Quantity("modes by BIC", lambda m: m.modes["modes_by_bic"], "{:.0f}"),
     Quantity("largest mean norm B", lambda m: max(fit["largest_mean_norm"] for fit in m.modes["fits"])),
     Quantity("diffusion loss", lambda m: m.diffusion_losses[-1], "{:.3f}"),
+    Quantity("the same, of normal latents at best", lambda m: m.gaussian_loss, "{:.3f}"),
     Quantity("FD of samples", lambda m: m.samples_fd, "{:.0f}"),
     Quantity("FD of samples, decoder fine-tuned", lambda m: m.samples_fd_tuned, "{:.0f}"),
 )
@@ -49,7 +50,7 @@ QUESTIONS = {
     "Is the NLL lower at equal component count?": QUANTITIES[7],
     "Is the linear probe higher?": QUANTITIES[4],
     "Is the diffusion loss lower?": QUANTITIES[11],
-    "Is the FD without guidance better?": QUANTITIES[13],
+    "Is the FD without guidance better?": QUANTITIES[14],
 }
 
 

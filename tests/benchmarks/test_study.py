@@ -3,13 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks import study_report
 from benchmarks.mixtures import GaussianMixture, true_error
 from benchmarks.study import VARIANTS, Cell, Run
-from benchmarks.study_measures import COMPONENT_COUNTS, Measures
+from benchmarks.study_measures import COMPONENT_COUNTS, Measures, gaussian_loss
 from maetok.analysis.gmm import MixtureFit
 from maetok.analysis.modes import ModeAnalysis
 
@@ -53,12 +54,22 @@ def test_error_of_the_true_velocity_is_zero() -> None:
     assert shifted == pytest.approx(0.25, rel=1e-4)
 
 
+def test_loss_of_normal_latents() -> None:
+    """With equal variances it is the mean of 1 / ((1 - t)^2 + t^2); with unequal ones it is less."""
+    generator = np.random.default_rng(0)
+    times = (np.arange(10) + 0.5) / 10
+    white = generator.standard_normal((200_000, 2, 2))
+    assert gaussian_loss(white) == pytest.approx(np.mean(1 / ((1 - times) ** 2 + times**2)), rel=1e-3)
+    one = np.repeat(generator.standard_normal((1000, 1, 1)), 4, axis=1)  # variances 4, 0, 0, 0
+    assert gaussian_loss(one) == pytest.approx(np.mean(4 / ((1 - times) ** 2 * 4 + times**2)) / 4, rel=1e-3)
+
+
 def measures(variant: str, seed: int, probe: float, distance: float = 100.0) -> Measures:
     fits = tuple(MixtureFit(k, 10.0 + seed, 11.0 + seed, 100.0 * k, 2.0, 0.1, True, 5) for k in COMPONENT_COUNTS)
     modes = ModeAnalysis("x", 100, 10, 4, 0.9, 0.0, "full", fits).to_dict()
     return Measures(
         variant, seed, 20.0, 21.0, 5.0, 4.0, probe, probe, probe, modes,
-        [250, 500], [0.9, 0.5 + seed], distance, distance,
+        [250, 500], [0.9, 0.5 + seed], 0.4, distance, distance,
     )  # fmt: skip
 
 
