@@ -12,8 +12,8 @@ import torch
 
 from benchmarks.harness import Case, Numbers, run_cases, spread, write_report
 from maetok import SiT
+from maetok.cpu import tune_cpu
 from maetok.flow import Euler, index_noise, sample
-from maetok.memory import keep_freed_memory
 from maetok.networks import TransformerSize
 
 REFERENCE = "without guidance"
@@ -32,7 +32,7 @@ AMOUNTS = {"digits": (25, 10), "SiT-B": (2, 4)}
 
 def measure_sampling(size: str, rounds: int) -> Numbers:
     """CPU-seconds per image of each case, the least of some rounds in turn, and their ratios to the reference."""
-    keep_freed_memory()  # as tasks do on a CPU
+    tune_cpu()  # as tasks do on a CPU
     denoiser = SiT(**SIZES[size]).eval()
     images, steps = AMOUNTS[size]
     labels, shape = torch.arange(images) % 10, (denoiser.latent_tokens, denoiser.latent_channels)

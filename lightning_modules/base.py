@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from maetok.cpu import tune_cpu
 from maetok.ema import EMA
-from maetok.memory import keep_freed_memory
 from maetok.networks.attention import CPU_HAS_BFLOAT16
 from maetok.sharding import average_gradients, broadcast_from_first, gather, is_sharded, reshard, shard, whole
 from maetok.step_guard import StepGuard
@@ -105,7 +105,7 @@ class Task(LightningModule):
         warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
         device = self.trainer.strategy.root_device.type
         if device == "cpu":
-            keep_freed_memory()
+            tune_cpu()
         if device == "cpu" and precision.startswith("bf16") and not CPU_HAS_BFLOAT16:
             rank_zero_warn(
                 f"trainer.precision={precision}, but this CPU has no matrix instructions for bfloat16: "

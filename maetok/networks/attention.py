@@ -58,8 +58,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor, rotation: Rotation | None = None) -> Tensor:
-        """(B, T, width) -> (B, T, width); ``rotation`` holds cos and sin of shape (heads, T, head_dim / 2)."""
+    def forward(self, tokens: Tensor, rotation: Rotation | None = None, outputs: slice | None = None) -> Tensor:
+        """(B, T, width) -> (B, T, width), or (B, S, width) if only the S tokens of ``outputs`` ask.
+
+        ``rotation`` holds cos and sin of shape (heads, T, head_dim / 2).
+        """
+        if outputs is not None:
+            return self.attend_from(outputs, tokens, rotation)
         qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if rotation is None:
             queries, keys, values = qkv.unbind(0)
@@ -68,3 +73,16 @@ class Attention(nn.Module):
             values = qkv[2]
         attended = attention(queries, keys, values)
         return self.proj(attended.transpose(1, 2).flatten(2))
+
+    def attend_from(self, outputs: slice, tokens: Tensor, rotation: Rotation | None) -> Tensor:
+        """What :meth:`forward` computes for the tokens of ``outputs``, (B, S, width), and nothing else."""
+        width = tokens.shape[-1]
+        weights, biases = self.qkv.weight.split((width, 2 * width)), self.qkv.bias.split((width, 2 * width))
+        queries = F.linear(tokens[:, outputs], weights[0], biases[0]).unflatten(-1, (self.num_heads, -1))
+        keys, values = F.linear(tokens, weights[1], biases[1]).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
+        queries, keys = queries.transpose(1, 2), keys.transpose(1, 2)
+        if rotation is not None:
+            cos, sin = rotation
+            queries = rotate(queries, (cos[..., outputs, :], sin[..., outputs, :]))
+            keys = rotate(keys, rotation)
+        return self.proj(attention(queries, keys, values.transpose(1, 2)).transpose(1, 2).flatten(2))

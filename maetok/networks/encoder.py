@@ -105,5 +105,6 @@ class Encoder(nn.Module):
         latents = self.latent_tokens.shape[1]
         before = tokens.shape[1] - patches - latents
         rotations = None if self.rope is None else self.rope(grid, before, latents, compute_dtype(tokens))
-        tokens = run_blocks(self.blocks, tokens, rotations, activation_checkpointing=self.activation_checkpointing)
-        return self.norm(tokens[:, -latents:])
+        outputs = slice(before + patches, before + patches + latents)
+        tokens = run_blocks(self.blocks, tokens, rotations, None, self.activation_checkpointing, outputs)
+        return self.norm(tokens)

@@ -1,7 +1,6 @@
 """What encoder and decoder share: transformer sizes, the block, position tables and initialisation."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,9 +50,15 @@ class Block(nn.Module):
         self.mlp = Mlp(size.width, int(size.width * size.mlp_ratio))
         self.ls2 = LayerScale(size.width, init_values=layer_scale)
 
-    def forward(self, tokens: Tensor, rotation: Rotation | None, latents: Tensor | None = None) -> Tensor:
-        """(B, T, width) -> (B, T, width). ``latents`` is unused here; see :class:`ModulatedBlock`."""
-        tokens = tokens + self.ls1(self.attn(self.norm1(tokens), rotation))
+    def forward(
+        self, tokens: Tensor, rotation: Rotation | None, latents: Tensor | None = None, outputs: slice | None = None
+    ) -> Tensor:
+        """(B, T, width) -> (B, T, width), or (B, S, width), the S tokens of ``outputs``.
+
+        ``latents`` is unused here; see :class:`ModulatedBlock`.
+        """
+        attended = self.ls1(self.attn(self.norm1(tokens), rotation, outputs))
+        tokens = (tokens if outputs is None else tokens[:, outputs]) + attended
         return tokens + self.ls2(self.mlp(self.norm2(tokens)))
 
 
@@ -76,10 +81,16 @@ class ModulatedBlock(nn.Module):
         self.mlp = Mlp(size.width, int(size.width * size.mlp_ratio))
         self.modulation = nn.Linear(latent_channels, 4 * size.width)
 
-    def forward(self, tokens: Tensor, rotation: Rotation | None, latents: Tensor) -> Tensor:
-        """(B, T, width), latents (B, L, C) -> (B, T, width)."""
+    def forward(
+        self, tokens: Tensor, rotation: Rotation | None, latents: Tensor, outputs: slice | None = None
+    ) -> Tensor:
+        """(B, T, width), latents (B, L, C) -> (B, T, width), or (B, S, width), S image tokens at ``outputs``."""
         shift1, scale1, shift2, scale2 = self.modulation(F.silu(latents)).chunk(4, dim=-1)
-        tokens = tokens + self.attn(modulate_latent_tokens(self.norm1(tokens), shift1, scale1), rotation)
+        attended = self.attn(modulate_latent_tokens(self.norm1(tokens), shift1, scale1), rotation, outputs)
+        if outputs is not None:
+            tokens = tokens[:, outputs] + attended
+            return tokens + self.mlp(self.norm2(tokens))
+        tokens = tokens + attended
         return tokens + self.mlp(modulate_latent_tokens(self.norm2(tokens), shift2, scale2))
 
     def reset_modulation(self) -> None:
@@ -98,19 +109,26 @@ def modulate_latent_tokens(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tens
 
 
 def run_blocks(
-    blocks: Iterable[nn.Module],
+    blocks: nn.ModuleList,
     tokens: Tensor,
     rotations: list[Rotation] | None,
     latents: Tensor | None = None,
     activation_checkpointing: bool = False,
+    outputs: slice | None = None,
 ) -> Tensor:
-    """Run transformer blocks one after another, recomputing activations in the backward pass if asked to."""
+    """Run transformer blocks one after another, recomputing activations in the backward pass if asked to.
+
+    With ``outputs`` the last block computes only these tokens; no others are returned.
+    """
+    last = len(blocks) - 1
     for layer, block in enumerate(blocks):
-        rotation = None if rotations is None else rotations[layer]
+        arguments: tuple = (tokens, None if rotations is None else rotations[layer], latents)
+        if outputs is not None and layer == last:
+            arguments = (*arguments, outputs)
         if activation_checkpointing and torch.is_grad_enabled():
-            tokens = checkpoint(block, tokens, rotation, latents, use_reentrant=False)
+            tokens = checkpoint(block, *arguments, use_reentrant=False)
         else:
-            tokens = block(tokens, rotation, latents)
+            tokens = block(*arguments)
     return tokens
 
 

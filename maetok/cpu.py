@@ -1,0 +1,63 @@
+"""Settings of this process that make networks faster on a CPU; results stay those of float32."""
+
+import ctypes
+
+import torch
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+"""Numbers of the parameters of ``mallopt`` in glibc's ``malloc.h``."""
+
+
+def tune_cpu() -> None:
+    """Apply all settings of this module, as tasks do that run on a CPU."""
+    keep_freed_memory()
+    use_fast_float32()
+
+
+def keep_freed_memory(limit_megabytes: int = 2000) -> bool:
+    """Let the process keep freed memory for the next tensors instead of giving it back after every operation.
+
+    By default glibc maps each large tensor anew, and the kernel fills all its pages with zeros first: in guided
+    sampling of 250 digits that is a quarter of the time. Nothing is computed differently.
+
+    Args:
+        limit_megabytes: free memory above this is given back.
+
+    Returns:
+        Whether the C library could be told; only glibc can.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    largest_heap_block = 32 * 2**20  # glibc takes no more
+    return bool(mallopt(MMAP_THRESHOLD, largest_heap_block)) and bool(mallopt(TRIM_THRESHOLD, limit_megabytes * 2**20))
+
+
+def use_fast_float32() -> bool:
+    """Let oneDNN compute float32 matrix products, which is up to twice as fast where MKL does not know the CPU.
+
+    PyTorch asks oneDNN only if products may be rounded to bfloat16. Without AMX oneDNN has no faster way to use that
+    permission, and computes in float32 all the same; so CPUs with AMX are left alone, and on others one product is
+    compared with float64 before the setting stays. It is the CPU's own: products on a GPU are not affected.
+
+    Returns:
+        Whether the setting is made.
+    """
+    if not torch.backends.mkldnn.is_available() or torch.cpu._is_amx_tile_supported():
+        return False
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined] # set at run time
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    if product_error() > 2e-6:
+        matmul.fp32_precision = before
+        return False
+    return True
+
+
+def product_error() -> float:
+    """Relative error of a float32 matrix product on the CPU: about 3e-7, and 3e-3 if it is rounded to bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(64, 768, generator=generator) for _ in range(2))
+    exact = left.double() @ right.double().T
+    return float(((left @ right.T) - exact).norm() / exact.norm())
