@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 
-.PHONY: demo study test test-cluster lint submit clean
+.PHONY: demo study bench test test-cluster lint submit clean
 
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -27,6 +27,9 @@ demo: .venv/installed ## all stages on the digits: tokenizer (beside a plain aut
 
 study: .venv/installed
 	$(BIN)/python -m benchmarks.study --profile $(or $(PROFILE),quick)
+
+bench: .venv/installed ## the suite's speed beside a plain version of the same networks, a few minutes; FULL=1 for all
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(if $(FULL),--full)
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

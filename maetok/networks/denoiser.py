@@ -133,7 +133,7 @@ class NormalizedProjection(nn.Linear):
         """
         projected = super().forward(input)
         queries, keys, values = projected.unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
-        precise = self.weight.dtype
+        precise = next(self.query_norm.parameters()).dtype
         queries, keys = self.query_norm(queries.to(precise)), self.key_norm(keys.to(precise))
         return torch.stack((queries.to(values.dtype), keys.to(values.dtype), values), dim=-3).flatten(-3)
 

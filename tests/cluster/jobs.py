@@ -39,19 +39,29 @@ class Job:
         cluster: where.
         name: of the job and of its run directory.
         digits_root: shards of the digits.
-        nodes: one process on each.
+        nodes: how many.
+        tasks: processes on each, which share its processor if there are several.
+        overlay: strategy of several processes.
         sbatch: more flags of sbatch.
         flags: more flags of main.py.
     """
 
     def __init__(
-        self, cluster: Cluster, name: str, digits_root: Path, nodes: int = 2, sbatch: str = "", flags: str = ""
+        self,
+        cluster: Cluster,
+        name: str,
+        digits_root: Path,
+        nodes: int = 2,
+        tasks: int = 1,
+        overlay: str = OVERLAY,
+        sbatch: str = "",
+        flags: str = "",
     ) -> None:
         self.cluster, self.run = cluster, cluster.folder / "runs" / name
         self.output = cluster.folder / f"{name}-%j.out"
-        arguments = f"{run_flags(digits_root, OVERLAY if nodes > 1 else 'tiny')} {flags}"
-        command = ["make", "--no-print-directory", "submit", f"CONFIG={CONFIG}", f"NODES={nodes}", f"NAME={name}"]
-        command += [f"SBATCH=--parsable --output={self.output} {sbatch}", f"ARGS={arguments}"]
+        arguments = f"{run_flags(digits_root, overlay if nodes > 1 else 'tiny')} {flags}"
+        command = ["make", "--no-print-directory", "submit", f"CONFIG={CONFIG}", f"NODES={nodes}", f"TASKS={tasks}"]
+        command += [f"NAME={name}", f"SBATCH=--parsable --output={self.output} {sbatch}", f"ARGS={arguments}"]
         variables = {"RUN": str(self.run), "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
         output = cluster.call("env", *(f"{name}={value}" for name, value in variables.items()), *command)
         self.id = output.split()[-1]

@@ -1,0 +1,164 @@
+"""Time of the suite beside a plain version of the same networks: ``python -m benchmarks [--full]``.
+
+All is measured on one thread of a CPU, in CPU-seconds, the variants of a case in turn; ratios are within a round.
+"""
+
+import argparse
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks import performance as report
+from benchmarks.harness import Case, Numbers, Results, run_case, short, table, write_report
+from benchmarks.performance_plots import plot_growth, plot_ratios
+
+STILL_SLOW = Path(__file__).with_name("still_slow.md")
+METHOD = (
+    "All is measured on one thread, in CPU-seconds. In each round all variants of a case run once, so a ratio compares "
+    "neighbours in time; given are median, smallest and largest. The reference is `benchmarks/reference.py`: the same "
+    "networks and weights written plainly, run with PyTorch's default settings, and equal within 1e-5 "
+    "(`tests/benchmarks/test_reference.py`). The limit is the rate of one large matrix product of the same dtype in the "
+    "same rounds. FLOPs are counted by torch, those of attention included."
+)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Command line entry."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--full", action="store_true", help="all cases, about an hour; otherwise a few minutes")
+    parser.add_argument("--rounds", default=5, type=int, help="rounds of each case")
+    parser.add_argument("--only", default="", help="run only cases whose name contains this")
+    parser.add_argument("--folder", default=Path("runs/bench"), type=Path, help="where data that is read is kept")
+    parser.add_argument(
+        "--output", default=Path("runs/bench/performance"), type=Path, help="write OUTPUT.md, .json, plots"
+    )
+    options = parser.parse_args(args)
+    chosen = [it for it in report.comparisons() if (options.full or it.quick) and options.only in it.case.name]
+    networks = {it.case.name: run(it.case, options.rounds) for it in chosen}
+    results: Results = {name: [numbers] for name, numbers in networks.items()}
+    sections = {"How it was measured": description(options.rounds)}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    if networks:
+        targets = {it.case.name: it.target for it in chosen}
+        sections |= network_sections(networks, targets, options.output)
+    for title, part in (("Around the networks", surrounding), ("Growth", growth), ("Operators", operators)):
+        text, found = part(options)
+        if found:
+            sections[title] = text
+            results |= {name: [numbers] for name, numbers in found.items()}
+    text, read = reading(options)
+    if read:
+        sections["Reading"], results = text, results | read
+    sections["Still slow, and why"] = STILL_SLOW.read_text()
+    write_report(options.output, "Performance", sections, results)
+
+
+def run(case: Case, rounds: int) -> Numbers:
+    """Numbers of a case in a fresh process."""
+    numbers = run_case(Case(case.name, case.function, {**case.arguments, "rounds": rounds}))
+    shown = {key: value for key, value in numbers.items() if not key.endswith((" min", " max"))}
+    print(f"{case.name}: {short(shown)}", flush=True)
+    return numbers
+
+
+def description(rounds: int) -> str:
+    """The machine and the method, for the head of the report."""
+    model = next(
+        (line.split(":")[1].strip() for line in cpu_lines() if line.startswith("model name")), platform.machine()
+    )
+    instructions = "AMX" if torch.cpu._is_amx_tile_supported() else "AVX-512 bfloat16"
+    has = instructions if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else "neither"
+    return f"{model} ({has}), torch {torch.__version__}. {rounds} rounds. {METHOD}"
+
+
+def cpu_lines() -> list[str]:
+    """What the kernel says about the processor; nothing where it does not."""
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def network_sections(
+    networks: Mapping[str, Numbers], targets: Mapping[str, report.Target | None], output: Path
+) -> dict[str, str]:
+    """Plot, table and missed targets."""
+    plot = output.with_name(output.name + "_ratios.png")
+    plot_ratios(networks, targets, plot)
+    rows = report.join_lines(report.comparison_rows(networks, targets))
+    found = report.missed(networks, targets)
+    verdict = "\n".join(f"- {line}" for line in found) if found else "All were reached."
+    sections = {"Networks": f"![ratios]({plot.name})\n\n{rows}", "Targets that were not reached": verdict}
+    peaks = [
+        f"| {name} | {numbers['peak MiB']:.0f} | {numbers['limit'] / 1e9:.0f} |" for name, numbers in networks.items()
+    ]
+    head = ["| case | peak memory of its process, MiB | limit, GFLOP/s |", "|---|---|---|"]
+    return sections | {"Memory, and the rate of matrix products": report.join_lines([*head, *peaks])}
+
+
+def surrounding(options: argparse.Namespace) -> tuple[str, dict[str, Numbers]]:
+    """Optimizer, average, checkpoints, start-up."""
+    found = {
+        name: run(Case(name, function), options.rounds)
+        for name, function in report.surroundings().items()
+        if options.only in name
+    }
+    lines = ["| case | variant | CPU-ms: median (min ... max) |", "|---|---|---|"]
+    for name, numbers in found.items():
+        for variant in report.variants_of(numbers):
+            lines.append(f"| {name} | {variant} | {report.spread_of(numbers, f'{variant} seconds', 1000, '.0f')} |")
+    return report.join_lines(lines), found
+
+
+def growth(options: argparse.Namespace) -> tuple[str, dict[str, Numbers]]:
+    """Exponents, with a plot."""
+    found = {
+        name: run(Case(name, function), options.rounds)
+        for name, function in report.GROWTH.items()
+        if options.only in name and options.full
+    }
+    if not found:
+        return "", {}
+    plot = options.output.with_name(options.output.name + "_growth.png")
+    plot_growth(found, plot)
+    lines = ["| case | exponent of time | exponent of FLOPs |", "|---|---|---|"]
+    for name, numbers in found.items():
+        lines.append(f"| {name} | {numbers['exponent of seconds']:.2f} | {numbers['exponent of FLOPs']:.2f} |")
+    return f"![growth]({plot.name})\n\n{report.join_lines(lines)}", found
+
+
+def operators(options: argparse.Namespace) -> tuple[str, dict[str, Numbers]]:
+    """Shares of operators in the training step."""
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        name = f"operators of the tokenizer step, {precision}"
+        if options.full and options.only in name:
+            arguments = {"precision": precision, "images": 4, "compiled": True}
+            found[name] = run_case(Case(name, "benchmarks.operators:step_operators", arguments))
+    if not found:
+        return "", {}
+    kinds = next(iter(found.values()))
+    lines = [f"| share of the CPU time | {' | '.join(found)} |", "|---" * (1 + len(found)) + "|"]
+    lines += [f"| {kind} | {' | '.join(f'{numbers[kind]:.3f}' for numbers in found.values())} |" for kind in kinds]
+    return report.join_lines(lines), found
+
+
+def reading(options: argparse.Namespace) -> tuple[str, Results]:
+    """Images and latents per CPU-second."""
+    from benchmarks.harness import run_cases
+    from benchmarks.system import reading_cases
+
+    if options.only and options.only not in "reading":
+        return "", {}
+    repeats = options.rounds if options.full else 3
+    tables, everything = [], Results()
+    for kind, cases in reading_cases(options.folder, 20, 2000).items():
+        results = run_cases(cases, repeats)
+        reference = next(case.name for case in cases if not case.name.startswith(("suite", "bare")))
+        tables.append(f"### {kind}\n\n{table(results, 'samples_per_cpu_second', reference)}")
+        everything |= results
+    return "\n\n".join(tables), everything
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Cases of the networks: the suite beside the plain version in :mod:`benchmarks.reference`, on the same weights."""
+
+import copy
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import reference
+from benchmarks.harness import Numbers
+from benchmarks.variants import REFERENCE, SUITE, Precision, autocast, measure
+from maetok import SiT, Tokenizer
+from maetok.ema import EMA
+from maetok.flow import Euler, sample
+from maetok.inference import keep_bfloat16_weights
+from maetok.networks import MaskedAutoencoder, MaskRatio, random_mask
+from maetok.networks.denoiser import SIZES
+
+Call = Callable[[], object]
+ARRANGEMENTS = {128: (128, 32), 1024: (1024, 16)}
+"""Latent tokens and channels: MAETok's, and those of a VAE with stride 8 at 512 px under patches of 2 x 2."""
+SCALE, INTERVAL = 1.5, (0.0, 1.0)
+
+
+class Training:
+    """A network with optimizer and moving average, whose step is done as tasks do it, or plainly.
+
+    Without ``updates`` a step is a forward and a backward pass only.
+    """
+
+    def __init__(self, network: nn.Module, updates: bool = True) -> None:
+        self.network, self.updates = network, updates
+        if updates:
+            trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+            self.ema, self.optimizer = EMA(network, 0.9999), torch.optim.AdamW(trained, 1e-4, fused=True)
+
+    def reference_step(self, loss: Callable[[], Tensor], precision: Precision) -> None:
+        """Forward, backward and update, parameter by parameter."""
+        self.differentiate(loss, precision)
+        if self.updates:
+            self.optimizer.param_groups[0].update(fused=False, foreach=False)
+            reference.update(self.network, self.optimizer, self.ema.network, 0.9999)
+        self.network.zero_grad(set_to_none=True)
+
+    def suite_step(self, loss: Callable[[], Tensor], precision: Precision) -> None:
+        """Forward, backward and the update of :class:`lightning_modules.base.Task`."""
+        self.differentiate(loss, precision)
+        if self.updates:
+            nn.utils.clip_grad_norm_(self.network.parameters(), 1.0, foreach=True)
+            self.optimizer.param_groups[0].update(fused=True, foreach=None)
+            self.optimizer.step()
+            self.ema.update(self.network, 10**6)
+        self.network.zero_grad(set_to_none=True)
+
+    def differentiate(self, loss: Callable[[], Tensor], precision: Precision) -> None:
+        """Forward and backward pass."""
+        with autocast(precision):
+            value = loss()
+        value.backward()
+
+
+def base_tokenizer(side: int, modulated: bool = True) -> Tokenizer:
+    """MAETok-B/16 with 128 latent tokens, as published: modulated decoder blocks."""
+    return Tokenizer(side, latent_modulation=modulated)
+
+
+def tokenizer_inference(
+    part: Literal["encode", "decode"], precision: Precision, images: int, rounds: int, side: int = 256
+) -> Numbers:
+    """Encoding or decoding, without gradients."""
+    tokenizer = base_tokenizer(side).eval()
+    prepared = tokenizer
+    if precision == "bfloat16":
+        prepared = copy.deepcopy(tokenizer)
+        keep_bfloat16_weights(prepared)
+    inputs = torch.rand(images, 3, side, side) * 2 - 1 if part == "encode" else torch.randn(images, 128, 32)
+
+    def run(call: Callable[[Tensor], Tensor]) -> Tensor:
+        with torch.no_grad(), autocast(precision):
+            return call(inputs)
+
+    plain = reference.encode if part == "encode" else reference.decode
+    own = prepared.encode if part == "encode" else prepared.decode
+    return measure(
+        {REFERENCE: lambda: run(lambda x: plain(tokenizer, x)), SUITE: lambda: run(own)}, precision, images, rounds
+    )
+
+
+def tokenizer_step(
+    precision: Precision, images: int, rounds: int, side: int = 256, compiled: bool = True, only_suite: bool = False
+) -> Numbers:
+    """A training step on pixels with masks of 40 to 60 %: what stage 1 adds beside it is the same in both."""
+    model = MaskedAutoencoder(base_tokenizer(side), {})
+    inputs, training = torch.rand(images, 3, side, side) * 2 - 1, Training(model)
+    mask = random_mask(MaskRatio()(torch.rand(images)), torch.rand(images, (side // 16) ** 2))
+
+    def plain_loss() -> Tensor:
+        return (reference.autoencode(model, inputs, mask).float() - inputs).square().mean()
+
+    def own_loss(network: MaskedAutoencoder = model) -> Tensor:
+        return (network(inputs, mask).reconstructions.float() - inputs).square().mean()
+
+    variants: dict[str, Call] = {
+        REFERENCE: lambda: training.reference_step(plain_loss, precision),
+        SUITE: lambda: training.suite_step(own_loss, precision),
+    }
+    if compiled:
+        other = copy.deepcopy(model)
+        other.compile_blocks()
+        other_training = Training(other)
+        variants["suite, compiled"] = lambda: other_training.suite_step(lambda: own_loss(other), precision)
+    if only_suite:
+        variants.pop(REFERENCE)
+    return measure(variants, precision, images, rounds)
+
+
+def sit(size: str, tokens: int) -> SiT:
+    """SiT of a size with open gates, so that no gradient vanishes."""
+    latent_tokens, channels = ARRANGEMENTS[tokens]
+    model = SiT(latent_tokens, channels, size=SIZES[size])
+    for name, parameter in model.named_parameters():
+        if ".modulation." in name or name.startswith("final_layer.linear."):
+            nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+def sit_inputs(model: SiT, images: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Noisy latents, times and labels."""
+    x = torch.randn(images, model.latent_tokens, model.latent_channels)
+    return x, torch.rand(images), torch.arange(images) % model.num_classes
+
+
+def sit_forward(size: str, tokens: int, precision: Precision, images: int, rounds: int) -> Numbers:
+    """A velocity, without gradients."""
+    model = sit(size, tokens).eval()
+    inputs, prepared = sit_inputs(model, images), model
+    if precision == "bfloat16":
+        prepared = copy.deepcopy(model)
+        keep_bfloat16_weights(prepared)
+
+    def run(call: Callable[..., Tensor]) -> Tensor:
+        with torch.no_grad(), autocast(precision):
+            return call(*inputs)
+
+    variants: dict[str, Call] = {
+        REFERENCE: lambda: run(lambda *given: reference.velocity(model, *given)),
+        SUITE: lambda: run(prepared),
+    }
+    return measure(variants, precision, images, rounds)
+
+
+def sit_step(size: str, tokens: int, precision: Precision, images: int, rounds: int) -> Numbers:
+    """A training step on velocities; of XL, whose optimizer state alone has 5.4 GB, without the update."""
+    model = sit(size, tokens)
+    training, inputs = Training(model, updates=size != "XL"), sit_inputs(model, images)
+    target = torch.randn(images, *ARRANGEMENTS[tokens])
+    variants: dict[str, Call] = {
+        REFERENCE: lambda: training.reference_step(
+            lambda: (reference.velocity(model, *inputs).float() - target).square().mean(), precision
+        ),
+        SUITE: lambda: training.suite_step(lambda: (model(*inputs).float() - target).square().mean(), precision),
+    }
+    return measure(variants, precision, images, rounds)
+
+
+def guided_sampling(size: str, precision: Precision, images: int, rounds: int, steps: int = 4) -> Numbers:
+    """Euler steps, all with guidance; without it as a further variant."""
+    model = sit(size, 128).eval()
+    prepared = model
+    if precision == "bfloat16":
+        prepared = copy.deepcopy(model)
+        keep_bfloat16_weights(prepared)
+    labels, noise = torch.arange(images), torch.randn(images, *ARRANGEMENTS[128])
+
+    def plain() -> None:
+        with autocast(precision):
+            reference.sample(model, labels, noise, steps, SCALE, INTERVAL)
+
+    def own(scale: float) -> None:
+        with autocast(precision):
+            sample(prepared, labels, noise, Euler(steps), guidance_scale=scale, guidance_interval=INTERVAL)
+
+    variants: dict[str, Call] = {
+        REFERENCE: plain,
+        SUITE: lambda: own(SCALE),
+        "suite, without guidance": lambda: own(1.0),
+    }
+    return measure(variants, precision, images, rounds)
