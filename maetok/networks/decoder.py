@@ -102,7 +102,9 @@ class Decoder(nn.Module):
         rotations = None
         if self.rope is not None:
             rotations = self.rope(grid, before, latents.shape[1], compute_dtype(tokens))
-        tokens = run_blocks(self.blocks, tokens, rotations, latents, self.activation_checkpointing)
+        tokens = run_blocks(
+            self.blocks, tokens, rotations, latents, activation_checkpointing=self.activation_checkpointing
+        )
         return self.output(self.norm(tokens[:, before : before + patches]))
 
 

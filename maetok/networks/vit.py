@@ -51,9 +51,18 @@ class Block(nn.Module):
         self.mlp = Mlp(size.width, int(size.width * size.mlp_ratio))
         self.ls2 = LayerScale(size.width, init_values=layer_scale)
 
-    def forward(self, tokens: Tensor, rotation: Rotation | None, latents: Tensor | None = None) -> Tensor:
-        """(B, T, width) -> (B, T, width). ``latents`` is unused here; see :class:`ModulatedBlock`."""
-        tokens = tokens + self.ls1(self.attn(self.norm1(tokens), rotation))
+    def forward(
+        self,
+        tokens: Tensor,
+        rotation: Rotation | None,
+        latents: Tensor | None = None,
+        attended: Tensor | None = None,
+    ) -> Tensor:
+        """(B, T, width) -> (B, T, width). ``attended`` (B, T) bool is False for tokens that no other may read.
+
+        ``latents`` is unused here; see :class:`ModulatedBlock`.
+        """
+        tokens = tokens + self.ls1(self.attn(self.norm1(tokens), rotation, attended))
         return tokens + self.ls2(self.mlp(self.norm2(tokens)))
 
 
@@ -101,16 +110,24 @@ def run_blocks(
     blocks: Iterable[nn.Module],
     tokens: Tensor,
     rotations: list[Rotation] | None,
-    latents: Tensor | None = None,
+    *others: Tensor | None,
     activation_checkpointing: bool = False,
 ) -> Tensor:
-    """Run transformer blocks one after another, recomputing activations in the backward pass if asked to."""
+    """Run transformer blocks one after another, recomputing activations in the backward pass if asked to.
+
+    Args:
+        blocks: called with the tokens, the rotation of their layer and ``others``.
+        tokens: (B, T, width).
+        rotations: one per block.
+        *others: what the blocks want besides.
+        activation_checkpointing: recompute the activations of each block.
+    """
     for layer, block in enumerate(blocks):
         rotation = None if rotations is None else rotations[layer]
         if activation_checkpointing and torch.is_grad_enabled():
-            tokens = checkpoint(block, tokens, rotation, latents, use_reentrant=False)
+            tokens = checkpoint(block, tokens, rotation, *others, use_reentrant=False)
         else:
-            tokens = block(tokens, rotation, latents)
+            tokens = block(tokens, rotation, *others)
     return tokens
 
 
