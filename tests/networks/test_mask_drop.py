@@ -1,6 +1,7 @@
 """Masked patches that are dropped: neither they nor padding reach the latents, and unmasked images are as ever."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from maetok.networks import MaskedAutoencoder, PlainBottleneck, TransformerSize
 from maetok.networks.attention import attention
 from maetok.networks.masking import visible_patches
 from maetok.networks.rope import rotate
+from maetok.published_format import published_config
 
 SIZE = TransformerSize(width=32, depth=2, num_heads=2)
 CPU = torch.device("cpu")
@@ -199,3 +201,16 @@ def test_encoder_compiles_without_graph_breaks_and_blocks_for_all_lengths_at_onc
         if step == 3:
             settled = len(graphs)
     assert len(graphs) == settled
+
+
+def test_it_is_published_as_a_tokenizer_without_mask_token(tmp_path: Path) -> None:
+    """In the format ``enc_token_drop: 0`` says so; masks drop patches of a tokenizer that is read from it."""
+    replacing, dropping = small(mask_mode="replace"), small()
+    with_token, without = published_config(replacing), published_config(dropping)
+    assert (with_token.pop("enc_token_drop"), without.pop("enc_token_drop")) == (0.4, 0.0)
+    assert with_token == without
+    dropping.save_pretrained(tmp_path)
+    read = Tokenizer.from_pretrained(tmp_path)
+    images, mask = torch.randn(2, 3, 32, 32), masks(5, 9)
+    for given in (None, mask):
+        torch.testing.assert_close(read.encode(images, given), dropping.encode(images, given), atol=1e-6, rtol=0)
