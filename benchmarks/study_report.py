@@ -15,7 +15,6 @@ from maetok.analysis.modes import ModeAnalysis
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 """What stands between these lines of the document is replaced."""
-BASELINES = ("ae", "kl_vae")
 QUESTION_COMPONENTS = 10
 
 
@@ -89,9 +88,10 @@ def verdict(quantity: Quantity, masked: Sequence[Measures], baseline: Sequence[M
 
 
 def answers(measures: Sequence[Measures]) -> str:
-    """For each question, every masked tokenizer against both baselines."""
+    """For each question, every masked tokenizer against its baselines."""
     groups = by_variant(measures)
-    pairs = [(name, base) for name in groups if name not in BASELINES for base in BASELINES if base in groups]
+    masked = [name for name in groups if VARIANTS[name].is_masked]
+    pairs = [(name, base) for name in masked for base in VARIANTS[name].baselines if base in groups]
     heads = [f"{VARIANTS[name].title} / {VARIANTS[base].title}" for name, base in pairs]
     rows = ["| masked / baseline | " + " | ".join(heads) + " |", "|---" * (1 + len(pairs)) + "|"]
     for question, quantity in QUESTIONS.items():

@@ -95,9 +95,12 @@ class AutoencoderTask(Task):
         return [optimizer for optimizer, _ in pairs], [schedule for _, schedule in pairs]
 
     def draw_mask(self, images: Tensor, generator: np.random.Generator) -> Tensor | None:
-        """A random mask (B, N) for these images, or None when masking is off."""
+        """A random mask (B, N) for these images, or None when masking is off.
+
+        It is made on the host, where the number of visible patches can be read without waiting for an accelerator.
+        """
         rows, columns = grid_of(images, self.model.tokenizer.patch_size)
-        uniform = self.uniform(generator, len(images), 1 + rows * columns)
+        uniform = self.uniform_on_host(generator, len(images), 1 + rows * columns)
         ratios = self.mask_ratios(uniform[:, 0])
         return None if ratios is None else random_mask(ratios, uniform[:, 1:])
 
@@ -203,7 +206,12 @@ class AutoencoderTask(Task):
         mask = self.draw_mask(images, np.random.default_rng(self.seed))
         if mask is None:
             return pictures
-        hidden = mask.unflatten(1, grid).repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2)[:, None]
+        hidden = (
+            mask.to(images.device)
+            .unflatten(1, grid)
+            .repeat_interleave(patch_size, 1)
+            .repeat_interleave(patch_size, 2)[:, None]
+        )
         output = model(images, mask)
         pictures |= {"masked input": images.masked_fill(hidden, 0.0), "from masked": output.reconstructions}
         return pictures | self.target_views(images, output.predictions)

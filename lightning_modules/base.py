@@ -189,13 +189,17 @@ class Task(LightningModule):
         return self.micro_step + 1 == self.accumulate_grad_batches
 
     def uniform(self, generator: np.random.Generator, samples: int, *shape: int) -> Tensor:
+        """The numbers of :meth:`uniform_on_host`, on this process's device."""
+        return self.uniform_on_host(generator, samples, *shape).to(self.device)
+
+    def uniform_on_host(self, generator: np.random.Generator, samples: int, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1), float32 (samples, *shape), one row per sample of this process.
 
         The rows of all processes are drawn together and dealt out as the data order deals out samples, so a sample gets
         the same numbers on any number of processes.
         """
         rows = generator.random((samples * self.trainer.world_size, *shape), dtype=np.float32)
-        return torch.from_numpy(rows[self.global_rank :: self.trainer.world_size].copy()).to(self.device)
+        return torch.from_numpy(rows[self.global_rank :: self.trainer.world_size].copy())
 
     def backward_micro_batch(self, index: int, loss: Tensor) -> None:
         """Add this micro-batch's share of the gradient of ``loss`` () for the optimizer of that index.

@@ -134,7 +134,7 @@ def tokenizer_arguments(config: dict[str, Any]) -> dict[str, Any]:
         "decoder_class_token": config["dec_cls_token"],
         "layer_scale": 1e-5,
         "latent_modulation": "movqv2" in config["decoder_model"],
-        "mask_token": config["enc_token_drop"] > 0,
+        "mask_mode": "replace" if config["enc_token_drop"] > 0 else "drop",  # what needs no mask token
     }
 
 

@@ -83,6 +83,19 @@ def test_validating_before_stage_2_measures_the_tokenizer_it_begins_with(tmp_pat
         assert found[name].item() == pytest.approx(expected[name].item(), rel=1e-6), name
 
 
+def test_dropping_masked_patches_is_an_overlay_on_both_stages_of_a_tokenizer(tmp_path: Path, digits_root: Path) -> None:
+    drop = f"--config={CONFIGS / 'ablation' / 'mask_drop.yaml'}"
+    stage_1 = run("fit", "digits_tokenizer", tmp_path / "tokenizer", digits_root, drop).model.averaged_model.tokenizer
+    assert not any(name.endswith("encoder.mask_token") for name, _ in stage_1.named_parameters())
+    tiny = f"--config={CONFIGS / 'overlay' / 'tiny_decoder.yaml'}"
+    init_from = f"--model.init_args.init_from.path={tmp_path / 'tokenizer'}"
+    cli = run("fit", "digits_decoder", tmp_path / "decoder", digits_root, init_from, drop, overlay=tiny)
+    assert cli.model.model.tokenizer.mask_mode == "drop"
+    assert cli.model.averaged_model.tokenizer.latents_hash() == stage_1.latents_hash()
+    with pytest.raises(ValueError, match=r"(?s)init_from\.path=.*encoder\.mask_token"):
+        run("fit", "digits_decoder", tmp_path / "other", digits_root, init_from, overlay=tiny)
+
+
 @pytest.mark.parametrize("size", [256, 512])
 def test_imagenet_decoders_are_the_papers(size: int, capsys: pytest.CaptureFixture[str]) -> None:
     """Stage 2: 50k steps, mask ratio from 0.6, losses, optimiser, data and tokenizer of stage 1."""
@@ -142,6 +155,7 @@ def test_ablations_run_two_steps(name: str, tmp_path: Path, digits_root: Path) -
     assert set(cli.model.targets) == expected.get(name, {"hog", "dinov2", "siglip"})
     assert (cli.model.mask_ratio.high == 0) == (name in ("ae", "kl_vae"))
     assert type(cli.model.model.tokenizer.bottleneck).__name__ == ("KL" if "kl_vae" in name else "Plain") + "Bottleneck"
+    assert cli.model.model.tokenizer.mask_mode == ("drop" if name == "mask_drop" else "replace")
     latent_tokens = 256 if name == "latent_tokens_256" else 128
     assert cli.model.model.tokenizer.latent_tokens == latent_tokens
 

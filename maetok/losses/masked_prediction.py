@@ -38,5 +38,5 @@ def masked_prediction_loss(
         per_patch = -F.cosine_similarity(predictions, targets, dim=-1)
     if mask is None:
         return per_patch.mean()
-    weight = mask.to(per_patch.dtype)
+    weight = mask.to(per_patch, non_blocking=True)
     return (per_patch * weight).sum() / mean_over_ranks(weight.sum()).clamp_min(torch.finfo(weight.dtype).tiny)

@@ -13,7 +13,7 @@ PLAIN_ATTENTION_MAX_TOKENS = 1024
 """Up to this length matmul-softmax-matmul beats the fused kernel in bfloat16 on such a CPU."""
 
 
-def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def attention(queries: Tensor, keys: Tensor, values: Tensor, attended: Tensor | None = None) -> Tensor:
     """Softmax attention with scale ``head_dim ** -0.5``.
 
     The fused kernel (SDPA) is used on accelerators, in float32 and for long sequences. In bfloat16 on a CPU with matrix
@@ -24,14 +24,18 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         queries: (B, heads, T, head_dim).
         keys: (B, heads, S, head_dim).
         values: (B, heads, S, head_dim).
+        attended: (B, S) bool, False for keys that get no weight; all get some if not given.
 
     Returns:
         (B, heads, T, head_dim), dtype of the inputs.
     """
+    allowed = None if attended is None else attended[:, None, None]
     if plain_is_faster(queries.device.type, queries.dtype, keys.shape[-2]):
         scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed, float("-inf"))
         return scores.softmax(dim=-1).to(values.dtype) @ values
-    return F.scaled_dot_product_attention(queries, keys, values)
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed)
 
 
 def plain_is_faster(device: str, dtype: torch.dtype, tokens: int) -> bool:
@@ -58,23 +62,29 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor, rotation: Rotation | None = None, outputs: slice | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        rotation: Rotation | None = None,
+        attended: Tensor | None = None,
+        outputs: slice | None = None,
+    ) -> Tensor:
         """(B, T, width) -> (B, T, width), or (B, S, width) if only the S tokens of ``outputs`` ask.
 
-        ``rotation`` holds cos and sin of shape (heads, T, head_dim / 2).
+        See :func:`attention` for ``attended`` (B, T).
         """
         if outputs is not None:
-            return self.attend_from(outputs, tokens, rotation)
+            return self.attend_from(outputs, tokens, rotation, attended)
         qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if rotation is None:
             queries, keys, values = qkv.unbind(0)
         else:
             queries, keys = rotate(qkv[:2], rotation).unbind(0)
             values = qkv[2]
-        attended = attention(queries, keys, values)
-        return self.proj(attended.transpose(1, 2).flatten(2))
+        found = attention(queries, keys, values, attended)
+        return self.proj(found.transpose(1, 2).flatten(2))
 
-    def attend_from(self, outputs: slice, tokens: Tensor, rotation: Rotation | None) -> Tensor:
+    def attend_from(self, outputs: slice, tokens: Tensor, rotation: Rotation | None, attended: Tensor | None) -> Tensor:
         """What :meth:`forward` computes for the tokens of ``outputs``, (B, S, width), and nothing else."""
         width = tokens.shape[-1]
         weights, biases = self.qkv.weight.split((width, 2 * width)), self.qkv.bias.split((width, 2 * width))
@@ -85,4 +95,5 @@ class Attention(nn.Module):
             cos, sin = rotation
             queries = rotate(queries, (cos[..., outputs, :], sin[..., outputs, :]))
             keys = rotate(keys, rotation)
-        return self.proj(attention(queries, keys, values.transpose(1, 2)).transpose(1, 2).flatten(2))
+        found = attention(queries, keys, values.transpose(1, 2), attended)
+        return self.proj(found.transpose(1, 2).flatten(2))

@@ -102,8 +102,14 @@ class Decoder(nn.Module):
         rotations = None
         if self.rope is not None:
             rotations = self.rope(grid, before, latents.shape[1], compute_dtype(tokens))
-        outputs = slice(before, before + patches)
-        tokens = run_blocks(self.blocks, tokens, rotations, latents, self.activation_checkpointing, outputs)
+        tokens = run_blocks(
+            self.blocks,
+            tokens,
+            rotations,
+            latents,
+            activation_checkpointing=self.activation_checkpointing,
+            outputs=slice(before, before + patches),
+        )
         return self.output(self.norm(tokens))
 
 

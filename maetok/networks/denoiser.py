@@ -266,5 +266,11 @@ class DiffusionTransformer(Denoiser):
             raise ValueError(f"{shapes} must both have shape ({batch},), one value for each of the latents")
         condition = F.silu(self.time_embedder(t) + self.label_embedder(labels))
         tokens = self.embed(x)
-        tokens = run_blocks(self.blocks, tokens, self.rotations(tokens), condition, self.activation_checkpointing)
+        tokens = run_blocks(
+            self.blocks,
+            tokens,
+            self.rotations(tokens),
+            condition,
+            activation_checkpointing=self.activation_checkpointing,
+        )
         return self.final_layer(tokens, condition).to(x.dtype)

@@ -3,10 +3,12 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maetok.networks.masking import VisiblePatches
 from maetok.networks.patches import grid_of
-from maetok.networks.rope import compute_dtype
+from maetok.networks.rope import compute_dtype, select
 from maetok.networks.vit import (
     Block,
     Positions,
@@ -22,6 +24,9 @@ from maetok.networks.vit import (
 class Encoder(nn.Module):
     """Reads [class token, registers | N image patches | L latent tokens] and returns the L latent positions.
 
+    Of a masked image it reads a mask token in place of each masked patch (paper section 3.1), or the visible patches
+    alone (as MAE does, He et al. 2022): latents are a function of these then, and a step costs less.
+
     Args:
         grid: (rows, columns) of patches at the training resolution; only an absolute position table depends on it.
         patch_size: side of a square patch in pixels.
@@ -31,7 +36,7 @@ class Encoder(nn.Module):
         rope_theta: base of the rotary frequencies.
         register_tokens: extra learned prefix tokens after the class token.
         layer_scale: initial residual scale.
-        mask_token: whether the encoder can be given masked images.
+        mask_token: whether there is a token that stands for masked patches.
     """
 
     def __init__(
@@ -70,7 +75,9 @@ class Encoder(nn.Module):
         patches = self.patch_embedding(images).flatten(2).transpose(1, 2)
         if mask is not None:
             if self.mask_token is None:
-                raise ValueError("this encoder has no mask token (it was built with mask_token=False): pass mask=None")
+                raise ValueError(
+                    "this encoder has no mask token (it was built with mask_token=False): pass visible patches"
+                )
             patches = torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)
         prefix: Tensor = self.class_token
         if self.position_table is not None:
@@ -84,27 +91,51 @@ class Encoder(nn.Module):
         batch = images.shape[0]
         return torch.cat((prefix.expand(batch, -1, -1), patches, latent_tokens.expand(batch, -1, -1)), dim=1)
 
-    def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, images: Tensor, mask: Tensor | None = None, visible: VisiblePatches | None = None) -> Tensor:
         """Encode images.
 
         Args:
             images: (B, 3, H, W) float in [-1, 1], both sides divisible by the patch size.
             mask: (B, N) bool, True = the patch is replaced by the mask token before positions are added.
+            visible: the patches that stay in the sequence; all if not given.
 
         Returns:
             (B, L, width), the normalised latent positions.
 
         Raises:
-            ValueError: if the image size or the shape of the mask does not fit.
+            ValueError: if the image size does not fit, or there is a mask but no mask token.
         """
         grid = grid_of(images, self.patch_size)
-        patches = math.prod(grid)
-        if mask is not None and mask.shape != (images.shape[0], patches):
-            raise ValueError(f"mask has shape {tuple(mask.shape)}, expected {(images.shape[0], patches)}")
         tokens = self.embed(images, mask)
         latents = self.latent_tokens.shape[1]
-        before = tokens.shape[1] - patches - latents
+        before = tokens.shape[1] - math.prod(grid) - latents
         rotations = None if self.rope is None else self.rope(grid, before, latents, compute_dtype(tokens))
-        outputs = slice(before + patches, before + patches + latents)
-        tokens = run_blocks(self.blocks, tokens, rotations, None, self.activation_checkpointing, outputs)
+        attended = None
+        if visible is not None:
+            positions = sequence_positions(visible.indices, before, tokens.shape[1] - latents, latents)
+            tokens = tokens.take_along_dim(positions[..., None], dim=1)
+            rotations = None if rotations is None else [select(rotation, positions) for rotation in rotations]
+            if visible.present is not None:
+                attended = F.pad(visible.present, (before, latents), value=True)
+        tokens = run_blocks(
+            self.blocks,
+            tokens,
+            rotations,
+            None,
+            attended,
+            activation_checkpointing=self.activation_checkpointing,
+            outputs=slice(tokens.shape[1] - latents, tokens.shape[1]),
+        )
         return self.norm(tokens)
+
+
+def sequence_positions(patches: Tensor, before: int, end: int, latents: int) -> Tensor:
+    """Where all prefix tokens, these ``patches`` (B, K) and all latent tokens stand in the whole sequence.
+
+    Returns:
+        (B, before + K + L) int64; the whole sequence has patches from ``before`` on and latent tokens from ``end`` on.
+    """
+    batch, device = patches.shape[0], patches.device
+    prefix = torch.arange(before, device=device).expand(batch, -1)
+    suffix = torch.arange(end, end + latents, device=device).expand(batch, -1)
+    return torch.cat((prefix, patches + before, suffix), dim=1)

@@ -1,7 +1,7 @@
 """How much of an image is masked, and which patches; all as functions of uniform numbers given by the caller."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,3 +48,30 @@ def random_mask(ratios: Tensor, scores: Tensor) -> Tensor:
     """
     ranks = scores.argsort(dim=1).argsort(dim=1)
     return ranks < (ratios * scores.shape[1]).round()[:, None]
+
+
+class VisiblePatches(NamedTuple):
+    """The patches that are not masked, in raster order, as many for each image as the one with most of them has."""
+
+    indices: Tensor
+    """(B, K) int64, numbers of patches; where an image has fewer than K, masked ones follow."""
+    present: Tensor | None
+    """(B, K) bool, False where a masked patch follows; None if every image has K."""
+
+
+def visible_patches(mask: Tensor, device: torch.device) -> VisiblePatches:
+    """Which patches a mask leaves.
+
+    Their largest number is read from the mask: a mask on an accelerator makes the host wait for it.
+
+    Args:
+        mask: (B, N) bool, True = masked.
+        device: where the result goes.
+    """
+    counts = mask.shape[1] - mask.sum(dim=1)
+    fewest, most = (int(count) for count in counts.aminmax())
+    indices = mask.byte().argsort(dim=1, stable=True)[:, :most]
+    present = torch.arange(most, device=mask.device) < counts[:, None] if fewest < most else None
+    return VisiblePatches(
+        indices.to(device, non_blocking=True), None if present is None else present.to(device, non_blocking=True)
+    )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 Rotation = tuple[Tensor, Tensor]
-"""cos and sin, each (heads, T, head_dim / 2), in the dtype of the queries."""
+"""cos and sin, each (heads, T, head_dim / 2) or (B, heads, T, head_dim / 2), in the dtype of the queries."""
 
 
 def rotate(queries_or_keys: Tensor, rotation: Rotation) -> Tensor:
@@ -20,7 +20,7 @@ def rotate(queries_or_keys: Tensor, rotation: Rotation) -> Tensor:
 
     Args:
         queries_or_keys: (..., heads, T, head_dim).
-        rotation: cos and sin, (heads, T, head_dim / 2) each.
+        rotation: cos and sin, (heads, T, head_dim / 2) each, or (B, heads, T, head_dim / 2).
 
     Returns:
         Tensor shaped like the input.
@@ -31,6 +31,13 @@ def rotate(queries_or_keys: Tensor, rotation: Rotation) -> Tensor:
         return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
     even, odd = queries_or_keys.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+
+
+def select(rotation: Rotation, positions: Tensor) -> Rotation:
+    """Rotations (B, heads, K, head_dim / 2) of the tokens at the ``positions`` (B, K) of a sequence."""
+    cos, sin = rotation
+    index = positions[:, None, :, None]
+    return cos[None].take_along_dim(index, dim=2), sin[None].take_along_dim(index, dim=2)
 
 
 def compute_dtype(reference: Tensor) -> torch.dtype:

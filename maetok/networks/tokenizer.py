@@ -1,8 +1,9 @@
 """The tokenizer: encoder, bottleneck and pixel decoder."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -10,6 +11,7 @@ from maetok.checkpoints import weights_hash
 from maetok.networks.bottlenecks import Bottleneck, PlainBottleneck
 from maetok.networks.decoder import Decoder
 from maetok.networks.encoder import Encoder
+from maetok.networks.masking import visible_patches
 from maetok.networks.patches import as_pair, grid_of, patch_grid, unpatchify
 from maetok.networks.vit import Positions, TransformerSize
 
@@ -33,10 +35,11 @@ class Tokenizer(nn.Module):
         decoder_class_token: put a learned token in front of the decoder's sequence.
         layer_scale: initial residual scale in plain blocks.
         latent_modulation: use the released "movqv2" blocks in the pixel decoder.
-        mask_token: whether the encoder can be given masks.
+        mask_mode: what becomes of masked patches in the encoder: a mask token takes their place (the paper's), or they
+            are dropped from its sequence, as in MAE, and there is no mask token.
 
     Raises:
-        ValueError: if ``image_size`` is not divisible by ``patch_size``.
+        ValueError: if ``image_size`` is not divisible by ``patch_size``, or for another mask mode.
     """
 
     def __init__(
@@ -54,13 +57,15 @@ class Tokenizer(nn.Module):
         decoder_class_token: bool = False,
         layer_scale: float = 1.0,
         latent_modulation: bool = False,
-        mask_token: bool = True,
+        mask_mode: Literal["replace", "drop"] = "replace",
     ) -> None:
         super().__init__()
+        if mask_mode not in ("replace", "drop"):
+            raise ValueError(f"tokenizer.init_args.mask_mode={mask_mode!r} must be replace or drop")
         self.image_size, self.patch_size, self.latent_tokens = as_pair(image_size), patch_size, latent_tokens
         self.encoder_size, self.decoder_size, self.rope_theta = encoder, decoder, rope_theta
         self.encoder_positions, self.decoder_positions = encoder_positions, decoder_positions
-        self.grid = patch_grid(image_size, patch_size)
+        self.grid, self.mask_mode = patch_grid(image_size, patch_size), mask_mode
         self.encoder = Encoder(
             self.grid,
             patch_size,
@@ -70,7 +75,7 @@ class Tokenizer(nn.Module):
             rope_theta=rope_theta,
             register_tokens=register_tokens,
             layer_scale=layer_scale,
-            mask_token=mask_token,
+            mask_token=mask_mode == "replace",
         )
         self.bottleneck = bottleneck(encoder.width)
         self.decoder = Decoder(
@@ -99,15 +104,22 @@ class Tokenizer(nn.Module):
         return weights_hash(description, (self.encoder.state_dict(), self.bottleneck.state_dict()))
 
     def bottlenecked(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Latents (B, L, C) and the bottleneck's named losses; for training."""
-        return self.bottleneck(self.encoder(images, mask))
+        """Latents (B, L, C) and the bottleneck's named losses; for training. See :meth:`encode`."""
+        if mask is None:
+            return self.bottleneck(self.encoder(images))
+        expected = (images.shape[0], math.prod(grid_of(images, self.patch_size)))
+        if mask.shape != expected:
+            raise ValueError(f"mask has shape {tuple(mask.shape)}, expected {expected}")
+        if self.mask_mode == "replace":
+            return self.bottleneck(self.encoder(images, mask.to(images.device, non_blocking=True)))
+        return self.bottleneck(self.encoder(images, visible=visible_patches(mask, images.device)))
 
     def encode(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encode images.
 
         Args:
             images: (B, 3, H, W) float in [-1, 1].
-            mask: (B, N) bool, True = masked; none by default.
+            mask: (B, N) bool, True = masked, none by default; on the CPU if an accelerator shall not be waited for.
 
         Returns:
             Raw latents (B, L, C).

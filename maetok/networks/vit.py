@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -51,14 +52,20 @@ class Block(nn.Module):
         self.ls2 = LayerScale(size.width, init_values=layer_scale)
 
     def forward(
-        self, tokens: Tensor, rotation: Rotation | None, latents: Tensor | None = None, outputs: slice | None = None
+        self,
+        tokens: Tensor,
+        rotation: Rotation | None,
+        latents: Tensor | None = None,
+        attended: Tensor | None = None,
+        outputs: slice | None = None,
     ) -> Tensor:
         """(B, T, width) -> (B, T, width), or (B, S, width), the S tokens of ``outputs``.
 
-        ``latents`` is unused here; see :class:`ModulatedBlock`.
+        ``attended`` (B, T) bool is False for tokens that no other may read. ``latents`` is unused here; see
+        :class:`ModulatedBlock`.
         """
-        attended = self.ls1(self.attn(self.norm1(tokens), rotation, outputs))
-        tokens = (tokens if outputs is None else tokens[:, outputs]) + attended
+        update = self.ls1(self.attn(self.norm1(tokens), rotation, attended, outputs))
+        tokens = (tokens if outputs is None else tokens[:, outputs]) + update
         return tokens + self.ls2(self.mlp(self.norm2(tokens)))
 
 
@@ -86,7 +93,7 @@ class ModulatedBlock(nn.Module):
     ) -> Tensor:
         """(B, T, width), latents (B, L, C) -> (B, T, width), or (B, S, width), S image tokens at ``outputs``."""
         shift1, scale1, shift2, scale2 = self.modulation(F.silu(latents)).chunk(4, dim=-1)
-        attended = self.attn(modulate_latent_tokens(self.norm1(tokens), shift1, scale1), rotation, outputs)
+        attended = self.attn(modulate_latent_tokens(self.norm1(tokens), shift1, scale1), rotation, outputs=outputs)
         if outputs is not None:
             tokens = tokens[:, outputs] + attended
             return tokens + self.mlp(self.norm2(tokens))
@@ -112,23 +119,28 @@ def run_blocks(
     blocks: nn.ModuleList,
     tokens: Tensor,
     rotations: list[Rotation] | None,
-    latents: Tensor | None = None,
+    *others: Tensor | None,
     activation_checkpointing: bool = False,
     outputs: slice | None = None,
 ) -> Tensor:
     """Run transformer blocks one after another, recomputing activations in the backward pass if asked to.
 
-    With ``outputs`` the last block computes only these tokens; no others are returned.
+    Args:
+        blocks: called with the tokens, the rotation of their layer and ``others``.
+        tokens: (B, T, width).
+        rotations: one per block.
+        *others: what the blocks want besides.
+        activation_checkpointing: recompute the activations of each block.
+        outputs: the only tokens that the last block computes, and that are returned; all if not given.
     """
     last = len(blocks) - 1
     for layer, block in enumerate(blocks):
-        arguments: tuple = (tokens, None if rotations is None else rotations[layer], latents)
-        if outputs is not None and layer == last:
-            arguments = (*arguments, outputs)
+        rotation = None if rotations is None else rotations[layer]
+        run = partial(block, outputs=outputs) if outputs is not None and layer == last else block
         if activation_checkpointing and torch.is_grad_enabled():
-            tokens = checkpoint(block, *arguments, use_reentrant=False)
+            tokens = checkpoint(run, tokens, rotation, *others, use_reentrant=False)
         else:
-            tokens = block(*arguments)
+            tokens = run(tokens, rotation, *others)
     return tokens
 
 

@@ -113,6 +113,8 @@ def test_a_cell_is_six_commands_on_its_own_folders(tmp_path: Path) -> None:
     masked = list(Cell(tmp_path, "mask_hog", 2).runs())
     unmasked = "--model.init_args.mask_ratio=0.0"  # an encoder without masks gets a decoder without masks
     assert [unmasked in each[1].arguments for each in (runs, masked)] == [True, False]
+    dropped = list(Cell(tmp_path, "mask_hog_drop", 2).runs())
+    assert all("--config=configs/study/plain_drop.yaml" in run.arguments for run in dropped)
     assert not any("variational" in argument for run in Cell(tmp_path, "ae", 2).runs() for argument in run.arguments)
 
 

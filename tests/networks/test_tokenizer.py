@@ -42,8 +42,8 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         tokenizer.encode(torch.randn(1, 3, 32, 32), torch.zeros(1, 9, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"latents have shape \(1, 5, 6\), expected \(B, 4, 6\)"):
         tokenizer.decode(torch.randn(1, 5, 6))
-    with pytest.raises(ValueError, match="mask_token=False"):
-        small(mask_token=False).encode(torch.randn(1, 3, 32, 32), torch.ones(1, 16, dtype=torch.bool))
+    with pytest.raises(ValueError, match="mask_mode='remove' must be replace or drop"):
+        small(mask_mode="remove")
     with pytest.raises(ValueError, match="image size 33x33"):
         small(image_size=33)
 

@@ -53,6 +53,9 @@ def train(folder: Path, digits: Path, name: str, stage: int, strategy: str, worl
         torch.manual_seed(stage)
         with torch.device("meta") if elsewhere else nullcontext():
             options[part] = make()
+    if other == "drop":
+        torch.manual_seed(stage)
+        options["tokenizer"] = tokenizer(mask_mode="drop")
     task = build(stage, **options)
     if other == "seed" and elsewhere:  # as if the other process had another seed
         with torch.no_grad():
@@ -80,6 +83,8 @@ def runs(folder: Path, digits: Path) -> None:
         run(f"{stage}-single", 1, stage, "single")
         run(f"{stage}-ddp", 2, stage, "ddp")
         run(f"{stage}-fsdp", 2, stage, "fsdp", other="seed" if stage == 1 else "meta")
+    for strategy, world_size in (("single", 1), ("ddp", 2), ("fsdp", 2)):
+        run(f"drop-{strategy}", world_size, 1, strategy, other="drop", **(switches if strategy == "fsdp" else {}))
     run("1-hsdp", 2, 1, "hsdp", other="meta")
     for stage in (1, 3):
         run(f"{stage}-switches", 2, stage, "fsdp", **switches)

@@ -24,8 +24,8 @@ def optimization(name: str, rate: float) -> Optimization:
     return Optimization(partial(getattr(torch.optim, name), lr=rate), partial(ConstantWithWarmup, warmup_steps=2), 0.5)
 
 
-def tokenizer() -> Tokenizer:
-    return Tokenizer(32, 8, 4, partial(PlainBottleneck, channels=8), SIZE, SIZE, decoder_positions="both")
+def tokenizer(**options: Any) -> Tokenizer:
+    return Tokenizer(32, 8, 4, partial(PlainBottleneck, channels=8), SIZE, SIZE, decoder_positions="both", **options)
 
 
 def denoiser() -> SiT:
