@@ -88,7 +88,7 @@ class Attention(nn.Module):
         """What :meth:`forward` computes for the tokens of ``outputs``, (B, S, width), and nothing else."""
         width = tokens.shape[-1]
         weights, biases = self.qkv.weight.split((width, 2 * width)), self.qkv.bias.split((width, 2 * width))
-        queries = F.linear(tokens[:, outputs], weights[0], biases[0]).unflatten(-1, (self.num_heads, -1))
+        queries = F.linear(tokens[:, outputs].contiguous(), weights[0], biases[0]).unflatten(-1, (self.num_heads, -1))
         keys, values = F.linear(tokens, weights[1], biases[1]).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
         queries, keys = queries.transpose(1, 2), keys.transpose(1, 2)
         if rotation is not None:
