@@ -1,5 +1,6 @@
 """Loading a checkpoint, file or folder, into networks and optimizers that are sharded; no process holds the whole."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,13 +48,27 @@ def restore(path: Path, network: nn.Module, optimizers: Sequence[Optimizer]) -> 
                 states[name] = state_like(parameters[int(name.split(".")[2])], shape, dtype)
     tensors = weights | states
     if path.is_dir():
-        dcp.load(tensors, storage_reader=dcp.FileSystemReader(path))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process reads by itself
+            dcp.load(tensors, storage_reader=dcp.FileSystemReader(path))
     else:
         for name, tensor in tensors.items():
             copy_share(found[name], tensor)
     for number, optimizer in enumerate(optimizers):
         load_optimizer(optimizer, number, states, rest[OPTIMIZERS][number])
     return rest
+
+
+def restore_states(path: Path, network: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Load as :func:`restore` does, but leave the options of optimizers, such as the learning rate, as they are."""
+    options = [
+        [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+        for optimizer in optimizers
+    ]
+    restore(path, network, optimizers)
+    for optimizer, kept in zip(optimizers, options, strict=True):
+        for group, values in zip(optimizer.param_groups, kept, strict=True):
+            group.update(values)
 
 
 def check_names(weights: Mapping[str, Tensor], stored: Mapping[str, Sequence[int]], path: Path) -> None:

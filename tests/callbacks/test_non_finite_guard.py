@@ -16,17 +16,13 @@ from callbacks.non_finite_guard import LossHistory, NonFiniteError
 from lightning_modules import CosineWithWarmup
 from lightning_modules.base import Optimization
 from tests.helpers import Poison, RecordScalars, StopAt, run_subprocess, scalars
-from tests.latents import write_cache
 from tests.lightning_modules.test_latent_diffusion import (
-    LatentEncoding,
     diffusion,
     latent_shards,
     optimization,
-    tokenizer,
     trainer,
 )
 from tests.lightning_modules.test_tokenizer_training import fit, task
-from tests.shards import write_shards
 
 
 class States(Callback):
@@ -44,16 +40,6 @@ class States(Callback):
 
 def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "unusual_steps.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Latents of 24 training images."""
-    folder = tmp_path_factory.mktemp("guard")
-    write_shards(folder / "shards", [12, 12])
-    write_shards(folder / "shards", [6], split="validation")
-    write_cache(folder / "shards", folder / "cache", LatentEncoding(tokenizer()), dtype="float32")
-    return folder / "cache"
 
 
 @pytest.mark.parametrize("fused", [True, False])
