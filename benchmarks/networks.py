@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -87,9 +88,7 @@ def tokenizer_inference(
     )
 
 
-def tokenizer_step(
-    precision: Precision, images: int, rounds: int, side: int = 256, compiled: bool = True, only_suite: bool = False
-) -> Numbers:
+def tokenizer_step(precision: Precision, images: int, rounds: int, side: int = 256, compiled: bool = True) -> Numbers:
     """A training step on pixels with masks of 40 to 60 %: what stage 1 adds beside it is the same in both."""
     model = MaskedAutoencoder(base_tokenizer(side), {})
     inputs, training = torch.rand(images, 3, side, side) * 2 - 1, Training(model)
@@ -110,9 +109,23 @@ def tokenizer_step(
         other.compile_blocks()
         other_training = Training(other)
         variants["suite, compiled"] = lambda: other_training.suite_step(lambda: own_loss(other), precision)
-    if only_suite:
-        variants.pop(REFERENCE)
     return measure(variants, precision, images, rounds)
+
+
+def mask_modes(images: int, rounds: int, side: int) -> Numbers:
+    """A training step in float32 with half of the patches masked: a token in their place, or dropped."""
+    mask = random_mask(torch.full((images,), 0.5), torch.rand(images, (side // 16) ** 2))
+    inputs = torch.rand(images, 3, side, side) * 2 - 1
+    variants: dict[str, Call] = {}
+    for mode in ("replace", "drop"):
+        model = MaskedAutoencoder(Tokenizer(side, latent_modulation=True, mask_mode=mode), {})
+        variants[f"suite, {mode}"] = partial(masked_step, Training(model), inputs, mask)
+    return measure(variants, "float32", images, rounds, baseline="suite, replace")
+
+
+def masked_step(training: Training, images: Tensor, mask: Tensor) -> None:
+    """A step on pixels."""
+    training.suite_step(lambda: (training.network(images, mask).reconstructions - images).square().mean(), "float32")
 
 
 def sit(size: str, tokens: int) -> SiT:

@@ -7,7 +7,6 @@ import numpy as np
 
 from benchmarks.harness import Numbers
 from benchmarks.performance import Target, variants_of
-from benchmarks.variants import REFERENCE
 
 
 def plot_ratios(results: Mapping[str, Numbers], targets: Mapping[str, Target | None], path: Path) -> None:
@@ -18,7 +17,7 @@ def plot_ratios(results: Mapping[str, Numbers], targets: Mapping[str, Target | N
         (f"{case} ({variant})" if variant != "suite" else case, numbers, variant, targets[case])
         for case, numbers in results.items()
         for variant in variants_of(numbers)
-        if variant != REFERENCE
+        if f"{variant} ratio" in numbers
     ]
     figure = Figure(figsize=(9, 0.32 * len(bars) + 1), layout="constrained")
     axes = figure.add_subplot()

@@ -59,7 +59,13 @@ def matrix_product(precision: Precision) -> float:
     return 2 * left.numel() * len(weight) / min(times)
 
 
-def measure(variants: Mapping[str, Callable[[], object]], precision: Precision, images: int, rounds: int) -> Numbers:
+def measure(
+    variants: Mapping[str, Callable[[], object]],
+    precision: Precision,
+    images: int,
+    rounds: int,
+    baseline: str = REFERENCE,
+) -> Numbers:
     """CPU-seconds per image of each variant, their ratios to the reference, and the limit.
 
     Args:
@@ -67,9 +73,10 @@ def measure(variants: Mapping[str, Callable[[], object]], precision: Precision, 
         precision: of the matrix products whose rate is the limit.
         images: processed by one call.
         rounds: after one call of each that does not count.
+        baseline: the variant that others are compared with.
 
     Returns:
-        ``NAME seconds`` and, for others than the reference, ``NAME ratio`` (reference / NAME: how many times faster),
+        ``NAME seconds`` and, for others than the baseline, ``NAME ratio`` (baseline / NAME: how many times faster),
         ``NAME FLOPs`` per image and ``NAME limit share``, each with its smallest and largest over the rounds as
         ``... min`` and ``... max``; ``limit``, the FLOP/s; ``peak MiB`` of the process.
     """
@@ -99,8 +106,8 @@ def measure(variants: Mapping[str, Callable[[], object]], precision: Precision, 
         numbers[f"{name} FLOPs"] = flops[name] / images
         rates = [flops[name] / images / own / limit for own, limit in zip(times, limits, strict=True)]
         numbers |= with_spread(f"{name} limit share", rates)
-        if REFERENCE in seconds and name != REFERENCE:
-            numbers |= with_spread(f"{name} ratio", [a / b for a, b in zip(seconds[REFERENCE], times, strict=True)])
+        if name != baseline:
+            numbers |= with_spread(f"{name} ratio", [a / b for a, b in zip(seconds[baseline], times, strict=True)])
     return numbers
 
 

@@ -26,7 +26,7 @@ def test_variants_are_compared_in_cpu_seconds_per_image() -> None:
     assert numbers["suite FLOPs"] == 2 * 8**3 / 2
     for name in calls:
         share = numbers[f"{name} FLOPs"] / numbers[f"{name} seconds"] / numbers["limit"]
-        assert numbers[f"{name} limit share"] == pytest.approx(share, rel=0.9)
+        assert numbers[f"{name} limit share"] == pytest.approx(share, rel=0.5)
     assert numbers["suite ratio min"] <= numbers["suite ratio"] <= numbers["suite ratio max"]
     assert numbers["suite ratio"] > 1  # the first one is given four times the work
     assert "reference ratio" not in numbers
@@ -75,7 +75,7 @@ def test_every_case_names_a_function_and_every_target_a_variant() -> None:
     assert len({it.case.name for it in cases}) == len(cases)
     for it in cases:
         assert callable(getattr(networks, it.case.function.split(":")[1]))
-        assert it.target is None or it.target.variant in ("suite", "suite, compiled")
+        assert it.target is None or it.target.variant in ("suite", "suite, compiled", "suite, drop")
 
 
 def test_flops_of_an_attention_kernel_are_counted() -> None:

@@ -38,21 +38,17 @@ def test_two_nodes_train_to_completion(cluster: Cluster, uninterrupted: Path) ->
 
 
 def test_shards_within_a_node_and_replicas_on_both(cluster: Cluster, digits_root: Path, uninterrupted: Path) -> None:
-    """Two processes on each of two nodes share its weights (HSDP); seen: losses within 2e-7 of two sharing all."""
+    """Two processes on each of two nodes share its weights (HSDP); seen: weights within 9e-8 of two sharing all."""
     job = Job(cluster, "hybrid", digits_root, tasks=2, overlay="hsdp")
     facts = job.wait_for_state("COMPLETED", "FAILED")
     assert facts["JobState"] == "COMPLETED", job.log()[-4000:]
     assert "Starting with 4 processes" in job.log()
     found, expected = (curves(run)["gradient_norm/generator"] for run in (job.run, uninterrupted))
     assert [step for step, _ in found] == list(range(1, STEPS + 1))
-    assert [norm for _, norm in found] == pytest.approx([norm for _, norm in expected], rel=1e-3)
+    assert [norm for _, norm in found] == pytest.approx([norm for _, norm in expected], rel=1e-5)
     first, second = weights(job.run, STEPS), weights(uninterrupted, STEPS)
     assert first.keys() == second.keys()
-    print(
-        "SEEN",
-        max(abs(x[1] / y[1] - 1) for x, y in zip(found, expected)),
-        max((first[name].float() - second[name].float()).abs().max().item() for name in first),
-    )
+    assert all((first[name] - second[name]).abs().max() < 1e-6 for name in first)
 
 
 def test_a_job_requeues_itself_at_the_time_limit(cluster: Cluster, digits_root: Path, uninterrupted: Path) -> None:
