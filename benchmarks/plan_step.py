@@ -15,14 +15,15 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from benchmarks.plan_state import trained_networks
+from lightning_modules.autoencoder import AutoencoderTask
 from lightning_modules.base import Task
-from maetok.networks import attention, hog
+from maetok.networks import attention, hog, tokenizer
 from maetok.pretrained import Frozen
 
 aten = torch.ops.aten
@@ -114,14 +115,33 @@ def frozen_networks(task: Task) -> list[nn.Module]:
     return list(dict.fromkeys(holder.network for holder in holders))
 
 
+def really(holder: Any, name: str) -> Any:
+    """A patch that lets a function of a module or class work on real tensors inside a FakeTensorMode."""
+    function = getattr(holder, name)
+
+    def real(*arguments: Any) -> Any:
+        with unset_fake_temporarily():
+            return function(*arguments)
+
+    return mock.patch.object(holder, name, real)
+
+
 @contextlib.contextmanager
 def fake_step(task: Task) -> Iterator[None]:
-    """Make the task's networks fake, and attention what it is on a GPU; nothing fake stays in caches behind."""
+    """Make the task's networks fake, and attention what it is on a GPU; nothing fake stays in caches behind.
+
+    Masks are real: how long a sequence is without its masked patches depends on their values.
+    """
     caches = (hog.gaussian_window, hog.sobel_kernels)
     for cache in caches:
         cache.cache_clear()
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), mock.patch.object(attention, "CPU_HAS_BFLOAT16", False):
+        with (
+            FakeTensorMode(allow_non_fake_inputs=True),
+            mock.patch.object(attention, "CPU_HAS_BFLOAT16", False),
+            really(AutoencoderTask, "draw_mask"),
+            really(tokenizer, "visible_patches"),
+        ):
             for network in (task, *frozen_networks(task)):
                 fake_copy(network)
             task._device = torch.device("cpu")  # Lightning has noted the device that the task was made on

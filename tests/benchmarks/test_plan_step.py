@@ -12,9 +12,9 @@ from benchmarks.plan_step import StepCost, fake_step, measure_step, run_step
 from lightning_modules import LatentDiffusion
 from lightning_modules.base import Task
 from maetok import SiT, Tokenizer
-from maetok.networks import PlainBottleneck, TransformerSize
+from maetok.networks import MaskRatio, PlainBottleneck, TransformerSize
 from tests.lightning_modules.test_latent_diffusion import diffusion
-from tests.lightning_modules.test_tokenizer_training import task
+from tests.lightning_modules.test_tokenizer_training import SIZE, task
 
 WIDTH, DEPTH, HEADS, TOKENS, CHANNELS, BATCH = 64, 3, 4, 32, 8, 6
 
@@ -61,7 +61,15 @@ def planned_cost(model: Task, batch: Callable[[], dict[str, Tensor]]) -> StepCos
         return measure_step(model, batch, "32-true")
 
 
-@pytest.mark.parametrize(("make", "batch"), [(partial(sit_task, False), latents), (task, images)])
+def dropping_task() -> Task:
+    """Its masked patches leave the sequence, so that memory depends on what the masks are."""
+    dropping = Tokenizer(16, 8, 2, partial(PlainBottleneck, channels=4), SIZE, SIZE, mask_mode="drop")
+    return task(tokenizer=dropping, mask_ratio=MaskRatio(0.2, 0.7))
+
+
+@pytest.mark.parametrize(
+    ("make", "batch"), [(partial(sit_task, False), latents), (task, images), (dropping_task, images)]
+)
 def test_planned_activations_are_what_a_real_step_saves(make: Callable[[], Task], batch: Any) -> None:
     """Within 5 %: what waits for the backward pass is also inputs, losses and outputs, which autograd need not save."""
     saved, planned = saved_by_autograd(make(), batch()), planned_cost(make(), batch)
