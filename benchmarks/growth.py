@@ -11,7 +11,7 @@ from benchmarks.harness import Numbers
 from benchmarks.networks import base_tokenizer
 from benchmarks.variants import SUITE, count_flops, settings_of
 from maetok import SiT
-from maetok.cpu import keep_freed_memory
+from maetok.memory import keep_freed_memory
 from maetok.networks.denoiser import SIZES
 
 

@@ -6,7 +6,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.harness import Numbers
 from benchmarks.networks import Training, base_tokenizer
 from benchmarks.variants import SUITE, Precision, settings_of
-from maetok.cpu import keep_freed_memory
+from maetok.memory import keep_freed_memory
 from maetok.networks import MaskedAutoencoder, MaskRatio, random_mask
 
 KINDS = {

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from benchmarks.plan_state import trained_networks
 from lightning_modules.autoencoder import AutoencoderTask
 from lightning_modules.base import Task
+from maetok.flops import FlopCounter
 from maetok.networks import attention, hog, tokenizer
 from maetok.pretrained import Frozen
 
@@ -42,7 +42,8 @@ class StepCost:
     """Bytes of the copies of the main network's weights in autocast's dtype, which FSDP2 gathers instead; part of both
     numbers above."""
     flops: int
-    """Floating-point operations of matrix products, convolutions and attention; one multiply-add is two."""
+    """Floating-point operations of matrix products, convolutions and attention, with those that backward passes do
+    again; one multiply-add is two."""
 
 
 class LiveMemory(TorchDispatchMode):
@@ -82,12 +83,6 @@ class LiveMemory(TorchDispatchMode):
         """A storage has been freed."""
         self.live -= size
         self.known.pop(key, None)
-
-
-class WholeStep(contextlib.nullcontext[None]):
-    """In place of the counter's own division by modules, whose hooks keep recomputed activations alive."""
-
-    parents = frozenset({"Global"})
 
 
 def fake_copy(network: nn.Module) -> None:
@@ -199,24 +194,6 @@ def measure_step(task: Task, batch: Callable[[], dict[str, Tensor]], precision: 
             parameter.grad = torch.zeros_like(parameter)
     copied = [p for trained in trained_networks(task) if trained.sharded for p in trained.network.parameters()]
     memory, saved = LiveMemory(copied), []
-    flash = {
-        aten._scaled_dot_product_flash_attention_for_cpu: flash_flops,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: flash_backward_flops,
-    }
-    counter = FlopCounterMode(display=False, custom_mapping=flash)
-    counter.mod_tracker = WholeStep()  # type: ignore[assignment]
-    with counter, memory:
+    with FlopCounter() as counter, memory:
         run_step(task, batch(), precision, lambda: saved.append(memory.live))
-    return StepCost(saved[0], memory.peak, memory.copies, counter.get_total_flops())
-
-
-def flash_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
-    """FLOPs of fused attention; shapes (B, heads, T, head_dim)."""
-    return sdpa_flop_count(query, key, value)
-
-
-def flash_backward_flops(
-    gradient: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any
-) -> int:
-    """FLOPs of its backward pass, with the products that it computes again."""
-    return sdpa_backward_flop_count(gradient, query, key, value)
+    return StepCost(saved[0], memory.peak, memory.copies, counter.flops + counter.recomputed)

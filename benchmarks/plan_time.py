@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.plan_state import StateBytes, Strategy, Trained, size_of
+from maetok.flops import GPU_PEAKS, PeakRates
 
 
 @dataclass(frozen=True)
@@ -12,24 +13,22 @@ class Machine:
 
     Args:
         name: for tables.
-        matrix_rate: FLOP/s of dense bfloat16 matrix products.
-        float32_rate: FLOP/s of float32 ones (TF32 off).
+        peak: FLOP/s of dense matrix products; float32 ones are done without TF32.
         memory_bandwidth: bytes/s.
         node_bandwidth: bytes/s to the other GPUs of the node.
         network_bandwidth: bytes/s of each GPU to other nodes.
     """
 
     name: str
-    matrix_rate: float
-    float32_rate: float
+    peak: PeakRates
     memory_bandwidth: float
     node_bandwidth: float
     network_bandwidth: float
 
 
 MACHINES = {
-    "h100": Machine("h100", 989e12, 67e12, 3.35e12, 450e9, 50e9),  # SXM, NVLink 4, one 400 Gb/s adapter per GPU
-    "a100": Machine("a100", 312e12, 19.5e12, 2.0e12, 300e9, 25e9),  # SXM 80 GB, NVLink 3, one 200 Gb/s adapter per GPU
+    "h100": Machine("h100", GPU_PEAKS["H100"], 3.35e12, 450e9, 50e9),  # SXM, NVLink 4, 400 Gb/s per GPU
+    "a100": Machine("a100", GPU_PEAKS["A100"], 2.0e12, 300e9, 25e9),  # SXM 80 GB, NVLink 3, 200 Gb/s per GPU
 }
 
 
@@ -141,7 +140,7 @@ def step_time(
         utilisation: share of the peak rate that computation reaches.
         link_utilisation: share of the peak bandwidth that transfers reach.
     """
-    rate = machine.matrix_rate if precision == "bf16-mixed" else machine.float32_rate
+    rate = machine.peak.bfloat16 if precision == "bf16-mixed" else machine.peak.float32
     passes = (
         7 * state.gradients + 3 * state.averages
     )  # AdamW reads 4 and writes 3 tensors, an average reads 2, writes 1

@@ -15,18 +15,14 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import Numbers, peak_memory
-from benchmarks.plan_step import flash_backward_flops, flash_flops
-from maetok.cpu import keep_freed_memory, use_fast_float32
+from maetok.cpu import use_fast_float32
+from maetok.flops import FlopCounter
+from maetok.memory import keep_freed_memory
 
 Precision = Literal["float32", "bfloat16"]
 REFERENCE, SUITE = "reference", "suite"
-FLASH = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flash_flops,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: flash_backward_flops,
-}
 
 
 @contextlib.contextmanager
@@ -117,7 +113,7 @@ def with_spread(name: str, values: list[float]) -> Numbers:
 
 
 def count_flops(call: Callable[[], object]) -> int:
-    """FLOPs of the matrix products of a call, forward and backward; one multiply-add is two."""
-    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False, custom_mapping=FLASH) as counter:
+    """FLOPs of a call, forward and backward; what is computed again does not count."""
+    with torch.compiler.set_stance("force_eager"), FlopCounter() as counter:
         call()
-    return counter.get_total_flops()
+    return counter.flops

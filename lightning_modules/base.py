@@ -196,13 +196,21 @@ class Task(LightningModule):
         self.micro_step = 0 if self.is_last_micro_step else self.micro_step + 1
 
     @property
+    def step_kind(self) -> str:
+        """Name of what the next training step does; a step of another kind takes another number of operations."""
+        return "every step"
+
+    @property
     def is_last_micro_step(self) -> bool:
         """Whether the optimizers step after this micro-batch."""
         return self.micro_step + 1 == self.accumulate_grad_batches
 
     def uniform(self, generator: np.random.Generator, samples: int, *shape: int) -> Tensor:
         """The numbers of :meth:`uniform_on_host`, on this process's device."""
-        return self.uniform_on_host(generator, samples, *shape).to(self.device)
+        own = self.uniform_on_host(generator, samples, *shape)
+        if self.device.type == "cuda":  # a copy from other memory would wait for the GPU
+            own = own.pin_memory()
+        return own.to(self.device, non_blocking=True)
 
     def uniform_on_host(self, generator: np.random.Generator, samples: int, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1), float32 (samples, *shape), one row per sample of this process.
@@ -256,10 +264,12 @@ class Task(LightningModule):
         return self.trainer.optimizers[index].param_groups[0]["lr"]
 
     def log_scalars(self, scalars: dict[str, Tensor | float]) -> None:
-        """Log training scalars against the number of generator steps."""
-        self.log_dict(scalars)
-        self.log("loss", scalars["train/loss"], prog_bar=True, logger=False)
-        self.log("step", float(self.global_step))
+        """Log training scalars against the number of generator steps.
+
+        Lightning would copy a number to the GPU and wait for that, so numbers become tensors on the CPU.
+        """
+        numbers = scalars | {"step": float(self.global_step)}
+        self.log_dict({name: torch.as_tensor(value) for name, value in numbers.items()})
 
     def on_validation_epoch_end(self) -> None:
         """Put validation scalars on the same axis as training scalars."""

@@ -12,7 +12,7 @@ from maetok import cpu
 
 CODE = """
 import resource, sys, torch
-from maetok.cpu import keep_freed_memory
+from maetok.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def use_memory():

@@ -236,7 +236,7 @@ def test_random_numbers_of_a_sample_do_not_depend_on_the_number_of_processes() -
         fake = SimpleNamespace(
             trainer=SimpleNamespace(world_size=world_size), global_rank=rank, device=torch.device("cpu")
         )
-        return TokenizerTraining.uniform(fake, np.random.default_rng(7), samples, 3)
+        return TokenizerTraining.uniform_on_host(fake, np.random.default_rng(7), samples, 3)
 
     alone = numbers(0, 1, 6)
     for rank in range(3):
