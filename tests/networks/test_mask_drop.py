@@ -205,7 +205,7 @@ def test_encoder_compiles_without_graph_breaks_and_blocks_for_all_lengths_at_onc
         model(images, masks(step, 12 - step, 8)).reconstructions.mean().backward()
         if step == 3:
             settled = len(graphs)
-    assert len(graphs) == settled
+    assert len(graphs) == settled < torch._dynamo.config.recompile_limit  # where it would give up compiling
 
 
 def test_it_is_published_as_a_tokenizer_without_mask_token(tmp_path: Path) -> None:
