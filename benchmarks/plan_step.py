@@ -133,7 +133,7 @@ def fake_step(task: Task) -> Iterator[None]:
     try:
         with (
             FakeTensorMode(allow_non_fake_inputs=True),
-            mock.patch.object(attention, "CPU_HAS_BFLOAT16", False),
+            mock.patch.object(attention, "plain_is_faster", lambda *_: False),
             really(AutoencoderTask, "draw_mask"),
             really(tokenizer, "visible_patches"),
         ):

@@ -9,16 +9,16 @@ from maetok.networks.rope import Rotation, rotate
 CPU_HAS_BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 """Whether this CPU has matrix instructions for bfloat16; without them float32 is many times faster."""
 
-PLAIN_ATTENTION_MAX_TOKENS = 1024
-"""Up to this length matmul-softmax-matmul beats the fused kernel in bfloat16 on such a CPU."""
+PLAIN_ATTENTION_MAX_TOKENS = {torch.float32: 512, torch.bfloat16: 1024 if CPU_HAS_BFLOAT16 else 0}
+"""Up to this length matmul-softmax-matmul beats the fused kernel on a CPU, most of all in the backward pass."""
 
 
 def attention(queries: Tensor, keys: Tensor, values: Tensor, attended: Tensor | None = None) -> Tensor:
     """Softmax attention with scale ``head_dim ** -0.5``.
 
-    The fused kernel (SDPA) is used on accelerators, in float32 and for long sequences. In bfloat16 on a CPU with matrix
-    instructions for it the plain formula is faster up to ``PLAIN_ATTENTION_MAX_TOKENS`` tokens; without them it is many
-    times slower. Both compute the same up to rounding.
+    The fused kernel (SDPA) is used on accelerators and for long sequences. On a CPU the plain formula is faster up to
+    ``PLAIN_ATTENTION_MAX_TOKENS`` tokens, but many times slower in bfloat16 without instructions for it. Both compute
+    the same up to rounding.
 
     Args:
         queries: (B, heads, T, head_dim).
@@ -34,13 +34,14 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor, attended: Tensor | 
         scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
         if allowed is not None:
             scores = scores.masked_fill(~allowed, float("-inf"))
-        return scores.softmax(dim=-1).to(values.dtype) @ values
+        with torch.autocast(queries.device.type, enabled=False):  # the result of float32, without copies to and from it
+            return scores.softmax(dim=-1) @ values
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed)
 
 
 def plain_is_faster(device: str, dtype: torch.dtype, tokens: int) -> bool:
     """Whether matmul-softmax-matmul beats the fused kernel for this device, dtype and number of keys."""
-    return device == "cpu" and dtype == torch.bfloat16 and CPU_HAS_BFLOAT16 and tokens <= PLAIN_ATTENTION_MAX_TOKENS
+    return device == "cpu" and tokens <= PLAIN_ATTENTION_MAX_TOKENS.get(dtype, 0)
 
 
 class Attention(nn.Module):

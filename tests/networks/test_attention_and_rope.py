@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from maetok.networks.attention import Attention, attention, plain_is_faster
+from maetok.networks.attention import (
+    CPU_HAS_BFLOAT16,
+    PLAIN_ATTENTION_MAX_TOKENS,
+    Attention,
+    attention,
+    plain_is_faster,
+)
 from maetok.networks.rope import MixedRotaryEmbedding2d, compute_dtype, rotate
 
 
@@ -25,16 +31,28 @@ def test_attention_is_the_formula(dtype: torch.dtype, tolerance: float) -> None:
     torch.testing.assert_close(result.double(), expected, atol=tolerance, rtol=0)
 
 
-@pytest.mark.parametrize("cpu_has_bfloat16", [True, False])
-def test_plain_formula_only_where_it_is_faster(monkeypatch: pytest.MonkeyPatch, cpu_has_bfloat16: bool) -> None:
-    monkeypatch.setattr("maetok.networks.attention.CPU_HAS_BFLOAT16", cpu_has_bfloat16)
-    assert plain_is_faster("cpu", torch.bfloat16, 1024) is cpu_has_bfloat16
-    assert not plain_is_faster("cpu", torch.bfloat16, 1025)
-    assert not plain_is_faster("cpu", torch.float32, 64)
-    assert not plain_is_faster("cuda", torch.bfloat16, 64)
+def test_plain_formula_only_where_it_is_faster() -> None:
+    most = PLAIN_ATTENTION_MAX_TOKENS
+    assert most[torch.bfloat16] == (1024 if CPU_HAS_BFLOAT16 else 0)
+    for dtype, tokens in most.items():
+        assert not plain_is_faster("cpu", dtype, tokens + 1)
+        assert not plain_is_faster("cuda", dtype, 64)
+    assert plain_is_faster("cpu", torch.float32, 512)
+    assert not plain_is_faster("cpu", torch.float16, 64)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_both_kernels_give_the_formula_in_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, plain: bool, autocast: bool
+) -> None:
+    monkeypatch.setattr("maetok.networks.attention.plain_is_faster", lambda *_: plain)
     queries, keys, values = torch.randn(3, 2, 4, 9, 8).bfloat16().unbind(0)
     expected = textbook_attention(queries.double(), keys.double(), values.double())
-    torch.testing.assert_close(attention(queries, keys, values).double(), expected, atol=2e-2, rtol=0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = attention(queries, keys, values)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), expected, atol=2e-2, rtol=0)
 
 
 def test_width_must_be_divisible_by_heads() -> None:

@@ -278,6 +278,7 @@ class TestBoth:
         self, kind: type[Denoiser], qk_norm: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         denoiser, inputs = small(kind, seed=1, qk_norm=qk_norm), batch()
+        monkeypatch.setattr("maetok.networks.attention.plain_is_faster", lambda *_: False)
         fused = denoiser(*inputs)
         monkeypatch.setattr("maetok.networks.attention.plain_is_faster", lambda *_: True)
         torch.testing.assert_close(denoiser(*inputs), fused, atol=6e-6, rtol=0)

@@ -138,7 +138,8 @@ def test_nothing_is_read_from_the_accelerator(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_keys_without_weight_are_as_good_as_absent(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    monkeypatch.setattr("maetok.networks.attention.CPU_HAS_BFLOAT16", True)  # bfloat16 takes the plain formula
+    plain = dtype == torch.bfloat16  # and the fused kernel in float32
+    monkeypatch.setattr("maetok.networks.attention.plain_is_faster", lambda *_: plain)
     queries, keys, values = torch.randn(3, 2, 4, 9, 8, dtype=torch.float64).to(dtype).unbind(0)
     attended = torch.ones(2, 9, dtype=torch.bool)
     attended[1, 5:] = False
