@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from maetok.ema import EMA
 from maetok.memory import keep_freed_memory
 from maetok.networks.attention import CPU_HAS_BFLOAT16
+from maetok.pretrained import frozen_networks
 from maetok.sharding import average_gradients, broadcast_from_first, gather, is_sharded, reshard, shard, whole
 from maetok.step_guard import StepGuard
 
@@ -119,7 +120,8 @@ class Task(LightningModule):
         """Under a strategy that shards, divide the trained network and its averages among the processes.
 
         What else there is, a discriminator or frozen networks, stays whole on every process, as everything does in
-        other subcommands than ``fit``.
+        other subcommands than ``fit``. It comes from the first process as well: where the trained network was built on
+        the meta device, random numbers have gone another way.
         """
         if self.device_mesh is None or self.trainer.state.fn != "fit" or is_sharded(network):
             return
@@ -127,7 +129,8 @@ class Task(LightningModule):
         shard(network, self.device_mesh, device, torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None)
         for average in self.averages:
             shard(average.network, self.device_mesh, device, stays_gathered=True)
-        broadcast_from_first(self, device)
+        for module in (self, *frozen_networks(self)):
+            broadcast_from_first(module, device)
 
     @property
     def averages(self) -> list[EMA]:
