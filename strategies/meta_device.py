@@ -7,8 +7,6 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
-from maetok.export import TRAINED, imported
-
 
 def is_first_process() -> bool:
     """Whether this process is the first of all, by what its launcher has told it; True if there is none yet."""
@@ -28,6 +26,8 @@ def build_trained_network(cli: LightningCLI) -> None:
     Raises:
         ValueError: on every process, if it is not known what the task trains.
     """
+    from maetok.export import TRAINED, imported  # knows all networks; --help should not wait for them
+
     config = cli.config[cli.subcommand]
     strategy = config.trainer.strategy
     wanted = isinstance(strategy, Namespace) and strategy.get("init_args.meta_device")
