@@ -9,10 +9,10 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
-import strategies  # noqa: F401 - registers them
 from callbacks import Heartbeat
 from callbacks.checkpointing import resolve_checkpoint
 from callbacks.trainer_setup import trainer_defaults, with_slurm
+from strategies.meta_device import build_trained_network  # and the package registers strategies
 
 gc.freeze()
 gc.enable()
@@ -27,8 +27,9 @@ class MAETokCLI(LightningCLI):
         parser.add_lightning_class_args(Heartbeat, "heartbeat")
 
     def before_instantiate_classes(self) -> None:
-        """Keep the saved configs of other subcommands apart from that of ``fit``."""
+        """Keep saved configs of other subcommands apart from that of ``fit``; build what needs no memory here."""
         self.save_config_kwargs["config_filename"] = f"config_{self.subcommand}.yaml".replace("_fit", "")
+        build_trained_network(self)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Derive the run directory and log to TensorBoard there, unless the config says otherwise."""
@@ -45,8 +46,7 @@ class MAETokCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Resolve ``--ckpt_path last``, and refuse to begin a run where another one lies."""
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        run = self.trainer.default_root_dir
-        kwargs["ckpt_path"] = resolve_checkpoint(kwargs.get("ckpt_path"), run, subcommand)
+        kwargs["ckpt_path"] = resolve_checkpoint(kwargs.get("ckpt_path"), self.trainer.default_root_dir, subcommand)
         return kwargs
 
 

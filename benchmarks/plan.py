@@ -19,11 +19,12 @@ from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor, nn
 
 from benchmarks.plan_state import Strategy, Trained, expected_bytes, size_of, trained_networks
-from benchmarks.plan_step import StepCost, fake_step, frozen_networks, measure_step
+from benchmarks.plan_step import StepCost, fake_step, measure_step
 from benchmarks.plan_time import MACHINES, Cluster, step_time, transfers
 from lightning_modules.base import Task
 from maetok.networks.denoiser import ConditionedBlock
 from maetok.networks.vit import Block, ModulatedBlock
+from maetok.pretrained import frozen_networks
 from main import main as command_line
 
 GIBIBYTE = 2**30

@@ -24,7 +24,7 @@ from lightning_modules.autoencoder import AutoencoderTask
 from lightning_modules.base import Task
 from maetok.flops import FlopCounter
 from maetok.networks import attention, hog, tokenizer
-from maetok.pretrained import Frozen
+from maetok.pretrained import frozen_networks
 
 aten = torch.ops.aten
 
@@ -104,12 +104,6 @@ def fake_copy(network: nn.Module) -> None:
                     tensors[name] = fake(tensor)
 
 
-def frozen_networks(task: Task) -> list[nn.Module]:
-    """Networks that the task uses and does not train: teachers, backbones, the tokenizer of latent diffusion."""
-    holders = [value for module in task.modules() for value in vars(module).values() if isinstance(value, Frozen)]
-    return list(dict.fromkeys(holder.network for holder in holders))
-
-
 def really(holder: Any, name: str) -> Any:
     """A patch that lets a function of a module or class work on real tensors inside a FakeTensorMode."""
     function = getattr(holder, name)
@@ -133,7 +127,7 @@ def fake_step(task: Task) -> Iterator[None]:
     try:
         with (
             FakeTensorMode(allow_non_fake_inputs=True),
-            mock.patch.object(attention, "plain_is_faster", lambda *_: False),
+            mock.patch.object(attention, "plain_is_faster", return_value=False),
             really(AutoencoderTask, "draw_mask"),
             really(tokenizer, "visible_patches"),
         ):

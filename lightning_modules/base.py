@@ -20,7 +20,7 @@ from maetok.cpu import tune_cpu
 from maetok.ema import EMA
 from maetok.inference import keep_bfloat16_weights
 from maetok.networks.attention import CPU_HAS_BFLOAT16
-from maetok.pretrained import Frozen
+from maetok.pretrained import frozen_networks
 from maetok.sharding import average_gradients, broadcast_from_first, gather, is_sharded, reshard, shard, whole
 from maetok.step_guard import StepGuard
 
@@ -121,7 +121,8 @@ class Task(LightningModule):
         """Under a strategy that shards, divide the trained network and its averages among the processes.
 
         What else there is, a discriminator or frozen networks, stays whole on every process, as everything does in
-        other subcommands than ``fit``.
+        other subcommands than ``fit``. It comes from the first process as well: where the trained network was built on
+        the meta device, random numbers have gone another way.
         """
         if self.device_mesh is None or self.trainer.state.fn != "fit" or is_sharded(network):
             return
@@ -129,7 +130,8 @@ class Task(LightningModule):
         shard(network, self.device_mesh, device, torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None)
         for average in self.averages:
             shard(average.network, self.device_mesh, device, stays_gathered=True)
-        broadcast_from_first(self, device)
+        for module in (self, *frozen_networks(self)):
+            broadcast_from_first(module, device)
 
     @property
     def averages(self) -> list[EMA]:
@@ -155,8 +157,7 @@ class Task(LightningModule):
         Callbacks have read the weights by then, for the hashes that tell networks apart.
         """
         if self.trainer.precision == "bf16-mixed":
-            frozen = [value.network for value in vars(self).values() if isinstance(value, Frozen)]
-            for network in (self, *frozen):
+            for network in (self, *frozen_networks(self)):
                 keep_bfloat16_weights(network)
 
     def check_image_size(self, own_size: tuple[int, int]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from maetok.checkpoints import InitFrom
+from maetok.checkpoints import InitFrom, on_meta_device
 from maetok.flow import Euler, Solver
 from maetok.hub import latent_statistics
 from maetok.networks import Denoiser, Tokenizer
@@ -62,6 +62,8 @@ class DenoiserFrom(InitFrom):
     def loaded_copy(self, denoiser: Denoiser) -> Denoiser:
         """A denoiser of the same architecture with these weights."""
         other = copy.deepcopy(denoiser)
+        if on_meta_device(other):  # the denoiser will be sharded, but not this one
+            other.to_empty(device="cpu")
         self.load(other)
         return other
 

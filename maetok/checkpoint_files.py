@@ -91,11 +91,13 @@ def read_checkpoint(path: Path, weights_only: bool = True, mmap: bool = False) -
     return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=mmap)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """All weights of a checkpoint by name, on the CPU; those of a file are read from the disk only when used."""
+def read_weights(path: Path, prefix: str = "") -> dict[str, Tensor]:
+    """Weights of a checkpoint whose names begin with ``prefix``, on the CPU; a file is read only when they are used."""
     if path.is_dir():
-        return {name.removeprefix(f"{WEIGHTS}."): value for name, value in read_tensors(path, f"{WEIGHTS}.").items()}
-    return read_checkpoint(path, mmap=True)[WEIGHTS]
+        tensors = read_tensors(path, f"{WEIGHTS}.{prefix}")
+        return {name.removeprefix(f"{WEIGHTS}."): value for name, value in tensors.items()}
+    weights = read_checkpoint(path, mmap=True)[WEIGHTS]
+    return {name: value for name, value in weights.items() if name.startswith(prefix)}
 
 
 class CheckpointFiles:

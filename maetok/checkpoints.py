@@ -45,27 +45,27 @@ class InitFrom:
     prefix: str = "ema.network.tokenizer."
 
     def load(self, network: nn.Module, required: bool = True) -> bool:
-        """Load the weights strictly.
+        """Load the weights strictly; into a network on the meta device nothing, since it gets those of another process.
 
         Args:
             network: where to load them.
             required: whether it is an error if the checkpoint holds none of this prefix.
 
         Returns:
-            Whether there were any.
+            Whether there were any; True for a network on the meta device.
 
         Raises:
             FileNotFoundError: if there is no such checkpoint.
             ValueError: if it holds no weights of this prefix, or those of another network.
         """
         path = self.locate()
-        state = read_weights(path)
-        size = len(self.prefix)
-        weights = {name[size:]: value for name, value in state.items() if name.startswith(self.prefix)}
+        if on_meta_device(network):
+            return True
+        weights = {name[len(self.prefix) :]: value for name, value in read_weights(path, self.prefix).items()}
         if not weights:
             if not required:
                 return False
-            prefixes = sorted({".".join(name.split(".")[:3]) for name in state})
+            prefixes = sorted({".".join(name.split(".")[:3]) for name in read_weights(path)})
             raise ValueError(
                 f"{self.KEY}.prefix={self.prefix!r}: {path} has no such weights, but {', '.join(prefixes)}"
             )
@@ -91,6 +91,11 @@ class InitFrom:
                 f"{self.KEY}.path={self.path} is no checkpoint and no run directory; train that run first"
             )
         return path
+
+
+def on_meta_device(network: nn.Module) -> bool:
+    """Whether the parameters of a network have shapes, but no values."""
+    return any(parameter.is_meta for parameter in network.parameters())
 
 
 def weights_hash(description: str, parts: Iterable[Mapping[str, Tensor]]) -> str:

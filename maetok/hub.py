@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from maetok.checkpoints import on_meta_device
 from maetok.networks.bottlenecks import PlainBottleneck
 from maetok.networks.tokenizer import Tokenizer
 from maetok.published_format import (
@@ -82,7 +83,7 @@ def read_config(path: Path, required: Sequence[str], kind: str) -> dict[str, Any
 def load_strictly(
     module: nn.Module, published: dict[str, Tensor], published_name: Callable[[str], str], source: str, remedy: str
 ) -> None:
-    """Copy published tensors into a module that wants exactly these.
+    """Copy published tensors into a module that wants exactly these; on the meta device they are only compared with it.
 
     Args:
         module: where to.
@@ -106,7 +107,8 @@ def load_strictly(
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise ValueError(f"{source}: model.safetensors does not fit its config.json: {shown}. {remedy}")
-    module.load_state_dict({own[name]: tensor for name, tensor in published.items()})
+    if not on_meta_device(module):
+        module.load_state_dict({own[name]: tensor for name, tensor in published.items()})
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:

@@ -25,6 +25,12 @@ class Frozen:
         return self.network(*inputs)
 
 
+def frozen_networks(module: nn.Module) -> list[nn.Module]:
+    """The networks that a module and its submodules hold as :class:`Frozen`, each once, in their order."""
+    held = (value for owner in module.modules() for value in vars(owner).values())
+    return list(dict.fromkeys(value.network for value in held if isinstance(value, Frozen)))
+
+
 def create_timm_model(model_name: str, pretrained: bool, checkpoint_path: str, **arguments: Any) -> Any:
     """A timm model, with an error that names the remedy when its weights cannot be had.
 

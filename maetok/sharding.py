@@ -78,8 +78,18 @@ def shard(
 
 @torch.no_grad()
 def take_from_first(network: nn.Module, values: dict[str, Tensor], device: torch.device) -> None:
-    """Fill a sharded network with the ``values`` that the first process has of its parameters."""
+    """Fill a sharded network with the ``values`` that the first process has of its parameters.
+
+    Raises:
+        ValueError: on the first process, if it has none.
+    """
     if any(value.is_meta for value in values.values()):
+        if dist.get_rank() == 0:
+            raise ValueError(
+                "the first process has built the network on the meta device, but all take its weights: do the "
+                "variables of the launcher (RANK, LOCAL_RANK, NODE_RANK, SLURM_PROCID) name another process as first? "
+                "Correct them, or set trainer.strategy.init_args.meta_device to false"
+            )
         network.to_empty(device=device)
     for name, parameter in network.named_parameters():
         value = values.pop(name)
@@ -139,7 +149,7 @@ def broadcast_from_first(module: nn.Module, device: torch.device) -> None:
     for tensor in (*module.parameters(), *module.buffers()):
         if isinstance(tensor, DTensor):
             continue
-        sent = tensor.detach().to(device)
+        sent = tensor.detach().to(device).contiguous()
         dist.broadcast(sent, 0)
         tensor.copy_(sent)
 

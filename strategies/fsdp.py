@@ -28,6 +28,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         timeout_minutes: how long a process waits for the others before the run ends with an error.
         sharded_checkpoint: write checkpoints as folders with a file of each process; otherwise the first process
             gathers everything and writes one file.
+        meta_device: with ``main.py fit``, only the first process builds what is trained with values, and the others on
+            the meta device, so that these never hold the whole of it; see :mod:`strategies.meta_device`.
         process_group_backend: that of torch.distributed; nccl on CUDA and gloo on CPU if not given.
 
     Raises:
@@ -39,6 +41,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         replicate: int | Literal["nodes"] = 1,
         timeout_minutes: float = 10.0,
         sharded_checkpoint: bool = True,
+        meta_device: bool = False,
         process_group_backend: str | None = None,
     ) -> None:
         if timeout_minutes <= 0 or (replicate != "nodes" and replicate < 1):
@@ -48,7 +51,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             )
         timeout = timedelta(minutes=timeout_minutes)
         super().__init__(tensor_parallel_size=1, process_group_backend=process_group_backend, timeout=timeout)
-        self.replicate, self.sharded_checkpoint = replicate, sharded_checkpoint
+        self.replicate, self.sharded_checkpoint, self.meta_device = replicate, sharded_checkpoint, meta_device
         self.checkpoint_io = CheckpointFiles()  # type: ignore[assignment] # has the methods of a CheckpointIO
 
     def setup_environment(self) -> None:

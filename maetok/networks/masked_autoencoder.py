@@ -41,9 +41,9 @@ class MaskedAutoencoder(nn.Module):
         if depth != "linear" and depth < 1:
             raise ValueError(f"model.init_args.auxiliary_depth={depth} must be at least 1, or linear")
         self.tokenizer = tokenizer
-        self.auxiliary_decoders = nn.ModuleDict(
-            {name: auxiliary_decoder(tokenizer, dim, depth) for name, dim in target_dims.items()}
-        )
+        with next(tokenizer.parameters()).device:  # the meta device too
+            decoders = {name: auxiliary_decoder(tokenizer, dim, depth) for name, dim in target_dims.items()}
+        self.auxiliary_decoders = nn.ModuleDict(decoders)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> MaskedAutoencoderOutput:
         """Encode masked images (B, 3, H, W) in [-1, 1] with mask (B, N), reconstruct pixels and predict all targets."""

@@ -29,6 +29,11 @@ def sit_task(checkpointing: bool) -> LatentDiffusion:
     return model
 
 
+@pytest.fixture(autouse=True)
+def _attention_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maetok.networks.attention.plain_is_faster", lambda *_: False)
+
+
 def latents() -> dict[str, Tensor]:
     return {"latents": torch.zeros(BATCH, TOKENS, CHANNELS), "labels": torch.zeros(BATCH, dtype=torch.long)}
 
