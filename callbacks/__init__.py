@@ -11,7 +11,7 @@ from callbacks.latent_pictures import LatentPictures
 from callbacks.latent_writer import LatentWriter
 from callbacks.linear_probe import LinearProbe
 from callbacks.non_finite_guard import NonFiniteGuard
-from callbacks.progress import StepProgressBar, Throughput
+from callbacks.progress import StepProgressBar
 from callbacks.reconstruction_metrics import ReconstructionMetrics
 from callbacks.reconstruction_pictures import ReconstructionPictures
 from callbacks.requeue import Requeue
@@ -19,6 +19,7 @@ from callbacks.run_report import RunReport
 from callbacks.sample_metrics import SampleMetrics
 from callbacks.sample_pictures import SamplePictures
 from callbacks.sample_writer import SampleWriter
+from callbacks.throughput import Throughput
 
 __all__ = [
     "ContinuedCurve",

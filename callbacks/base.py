@@ -1,4 +1,4 @@
-"""What callbacks share. Of a task they know five methods, see ``Task`` in lightning_modules/base.py."""
+"""What callbacks share. Of a task they know five methods and ``step_kind``, see lightning_modules/base.py."""
 
 from typing import Any
 

@@ -1,10 +1,11 @@
-"""Progress bar and throughput."""
+"""Progress bar."""
 
-import time
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
+
+SHOWN = {"loss": "train/loss", "images/s": "throughput/images_per_second"}
 
 
 class StepProgressBar(TQDMProgressBar):
@@ -29,34 +30,12 @@ class StepProgressBar(TQDMProgressBar):
         super().on_train_epoch_start(trainer, *arguments)
         self.train_progress_bar.set_description("train")
 
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Loss and speed beside Lightning's numbers.
 
-class Throughput(Callback):
-    """Logs ``throughput/images_per_second`` over all processes, between two log steps and without validation time."""
-
-    def __init__(self) -> None:
-        self.images, self.seconds, self.started = 0, 0.0, 0.0
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Start the clock; waiting for data since the last batch counts when no validation came between."""
-        if not self.started:
-            self.started = time.perf_counter()
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Count images, and log when Lightning logs."""
-        self.images += len(batch["labels"]) * trainer.world_size
-        if (batch_idx + 1) % trainer.log_every_n_steps:
-            return
-        self._stop_clock()
-        pl_module.log("throughput/images_per_second", self.images / self.seconds)
-        self.images, self.seconds, self.started = 0, 0.0, time.perf_counter()
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validation does not count."""
-        if self.started:
-            self._stop_clock()
-
-    def _stop_clock(self) -> None:
-        self.seconds += time.perf_counter() - self.started
-        self.started = 0.0
+        Logged with ``prog_bar=True`` they would be read, which waits for a GPU, in every step instead of only when the
+        bar is drawn.
+        """
+        metrics: dict[str, Any] = dict(super().get_metrics(trainer, pl_module))
+        known = trainer.callback_metrics
+        return metrics | {title: float(known[name]) for title, name in SHOWN.items() if name in known}

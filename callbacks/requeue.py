@@ -44,6 +44,8 @@ class Requeue(Callback):
         self.group = dist.new_group(backend="gloo") if trainer.world_size > 1 else None
         for number in (signal.SIGUSR1, signal.SIGTERM):
             signal.signal(number, self.note)
+        # Before each batch Lightning would have the processes agree, and wait for the GPU, whether it has had a signal.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # fit.sbatch blocks it while this process starts
 
     def note(self, number: int, frame: FrameType | None) -> None:

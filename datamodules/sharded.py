@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -70,14 +71,23 @@ def ignore_job_signals(worker: int) -> None:
 
 
 class BatchLoader(DataLoader[Any]):
-    """A loader that turns arrays into tensors only where batches arrive.
+    """A loader that turns arrays into tensors only where batches arrive, and knows how long these were waited for.
 
     A worker hands over each tensor as a shared file, which takes longer than to send a small array as it is.
     """
 
+    seconds_waited = 0.0
+    """Seconds that whoever takes the batches has spent in here, in all iterations; ``callbacks.Throughput`` logs it."""
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yield batches of tensors."""
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self.seconds_waited += time.perf_counter() - started
+            if batch is None:
+                return
             yield {
                 name: torch.as_tensor(value) if isinstance(value, np.ndarray | int) else value
                 for name, value in batch.items()

@@ -101,12 +101,21 @@ class AutoencoderTask(Task):
         ratios = self.mask_ratios(uniform[:, 0])
         return None if ratios is None else random_mask(ratios, uniform[:, 1:])
 
+    @property
+    def discriminator_plays(self) -> bool:
+        """Whether the discriminator takes part in the next step."""
+        return self.discriminator is not None and self.objective.plays(self.global_step)
+
+    @property
+    def step_kind(self) -> str:
+        """A step costs more once the discriminator plays."""
+        return "with discriminator" if self.discriminator_plays else "without discriminator"
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """One micro-batch for the generator, then the same for the discriminator once it plays."""
         generator = np.random.default_rng(self.begin_micro_step())
         images = batch["images"]
-        # Asked before the generator steps: its step and the discriminator's belong together.
-        plays = self.discriminator is not None and self.objective.plays(self.global_step)
+        plays = self.discriminator_plays  # asked before the generator steps: its step and the other belong together
         mask = self.draw_mask(images, generator)
         augmentation = self.uniform(generator, len(images), 3, UNIFORM_NUMBERS) if plays else None
         reconstructions, scalars = self.generator_step(images, mask, augmentation)

@@ -184,6 +184,11 @@ class Task(LightningModule):
         self.micro_step = 0 if self.is_last_micro_step else self.micro_step + 1
 
     @property
+    def step_kind(self) -> str:
+        """Name of what the next training step does; a step of another kind takes another number of operations."""
+        return "every step"
+
+    @property
     def is_last_micro_step(self) -> bool:
         """Whether the optimizers step after this micro-batch."""
         return self.micro_step + 1 == self.accumulate_grad_batches
@@ -195,7 +200,10 @@ class Task(LightningModule):
         the same numbers on any number of processes.
         """
         rows = generator.random((samples * self.trainer.world_size, *shape), dtype=np.float32)
-        return torch.from_numpy(rows[self.global_rank :: self.trainer.world_size].copy()).to(self.device)
+        own = torch.from_numpy(rows[self.global_rank :: self.trainer.world_size].copy())
+        if self.device.type == "cuda":  # a copy from other memory would wait for the GPU
+            own = own.pin_memory()
+        return own.to(self.device, non_blocking=True)
 
     def backward_micro_batch(self, index: int, loss: Tensor) -> None:
         """Add this micro-batch's share of the gradient of ``loss`` () for the optimizer of that index.
@@ -240,10 +248,12 @@ class Task(LightningModule):
         return self.trainer.optimizers[index].param_groups[0]["lr"]
 
     def log_scalars(self, scalars: dict[str, Tensor | float]) -> None:
-        """Log training scalars against the number of generator steps."""
-        self.log_dict(scalars)
-        self.log("loss", scalars["train/loss"], prog_bar=True, logger=False)
-        self.log("step", float(self.global_step))
+        """Log training scalars against the number of generator steps.
+
+        Lightning would copy a number to the GPU and wait for that, so numbers become tensors on the CPU.
+        """
+        numbers = scalars | {"step": float(self.global_step)}
+        self.log_dict({name: torch.as_tensor(value) for name, value in numbers.items()})
 
     def on_validation_epoch_end(self) -> None:
         """Put validation scalars on the same axis as training scalars."""

@@ -1,6 +1,9 @@
-"""How the C library treats memory that tensors on the CPU no longer need."""
+"""How the C library treats memory that tensors on the CPU no longer need, and the most memory that was in use."""
 
 import ctypes
+from pathlib import Path
+
+import torch
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Numbers of the parameters of ``mallopt`` in glibc's ``malloc.h``."""
@@ -24,3 +27,17 @@ def keep_freed_memory(limit_megabytes: int = 2000) -> bool:
         return False
     largest_heap_block = 32 * 2**20  # glibc takes no more
     return bool(mallopt(MMAP_THRESHOLD, largest_heap_block)) and bool(mallopt(TRIM_THRESHOLD, limit_megabytes * 2**20))
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes of memory: on a GPU the most that tensors took since the last call, else the most this process ever had.
+
+    Pages that it shares with others count; None where the system has no ``/proc``.
+    """
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)

@@ -47,8 +47,8 @@ class RecordScalars(Callback):
     """Appends what was logged in each step to ``scalars.jsonl`` in the run directory."""
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        values.pop("throughput/images_per_second", None)
+        known = trainer.callback_metrics.items()
+        values = {name: float(value) for name, value in known if not name.startswith("throughput/")}
         with (Path(trainer.default_root_dir) / "scalars.jsonl").open("a") as file:
             file.write(json.dumps({"step": trainer.global_step, **values}) + "\n")
 

@@ -31,7 +31,8 @@ class MaskRatio:
         if self.distribution == "uniform" or self.low == self.high:
             return self.low + (self.high - self.low) * uniform
         standard_deviation = 0.25
-        lowest = torch.special.ndtr(torch.tensor((self.low - self.high) / standard_deviation, device=uniform.device))
+        # On the CPU: a copy to a GPU would wait for it.
+        lowest = torch.special.ndtr(torch.tensor((self.low - self.high) / standard_deviation))
         quantile = torch.special.ndtri(lowest + uniform * (0.5 - lowest))
         return (self.high + standard_deviation * quantile).clamp(self.low, self.high)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from callbacks import LinearProbe, ReconstructionMetrics, ResumableCheckpoint, StepProgressBar, Throughput
+from callbacks import LinearProbe, ReconstructionMetrics, ResumableCheckpoint, StepProgressBar
 from callbacks.compare_runs import main as compare_runs
 from callbacks.compare_runs import table
 from callbacks.reconstruction_pictures import picture_grid, save_png
@@ -123,26 +123,21 @@ def test_checkpoints_are_saved_at_multiples_and_at_the_end_and_old_ones_go(tmp_p
     ]
 
 
-def test_throughput_is_images_over_time_without_validation(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([10.0, 12.0, 20.0, 23.0, 23.0])
-    monkeypatch.setattr("callbacks.progress.time.perf_counter", lambda: next(clock))
-    task, callback = Task(), Throughput()
-    trainer = SimpleNamespace(world_size=4, log_every_n_steps=2)
-    batch = {"labels": torch.zeros(5)}
-    callback.on_train_batch_start(trainer, task, batch, 0)  # 10
-    callback.on_train_batch_end(trainer, task, None, batch, 0)
-    callback.on_validation_start(trainer, task)  # 12
-    callback.on_train_batch_start(trainer, task, batch, 1)  # 20
-    callback.on_train_batch_end(trainer, task, None, batch, 1)  # 23
-    assert task.logged["throughput/images_per_second"] == 2 * 5 * 4 / (2 + 3)
-
-
 def test_progress_bar_knows_the_length_of_the_run() -> None:
     bar = StepProgressBar()
     bar._trainer = SimpleNamespace(max_steps=10, lightning_module=SimpleNamespace(accumulate_grad_batches=3))
     assert bar.total_train_batches == 30
     bar._trainer.max_steps = -1
     assert bar.total_train_batches == float("inf")
+
+
+def test_progress_bar_shows_loss_and_speed_without_having_them_read_in_every_step() -> None:
+    bar = StepProgressBar()
+    known = {"train/loss": torch.tensor(0.25), "throughput/images_per_second": torch.tensor(80.0), "step": 3}
+    trainer = SimpleNamespace(loggers=[], progress_bar_metrics={"validation/x": 2.0}, callback_metrics=known)
+    assert bar.get_metrics(trainer, None) == {"validation/x": 2.0, "loss": 0.25, "images/s": 80.0}
+    trainer.callback_metrics = {}
+    assert bar.get_metrics(trainer, None) == {"validation/x": 2.0}
 
 
 def test_table_and_paths_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
