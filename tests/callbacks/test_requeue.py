@@ -107,3 +107,15 @@ def test_the_curve_of_a_crashed_run_goes_on_from_its_checkpoint(tmp_path: Path, 
     whole, parts = train_curves(tmp_path / "whole"), train_curves(tmp_path / "parts")
     assert [step for step, _ in parts["train/loss"]] == [1, 2, 3, 4, 5, 6]
     assert whole == parts
+
+
+def test_processes_do_not_ask_each_other_for_signals_that_lightning_no_longer_gets(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, digits_root: Path
+) -> None:
+    loop = run("fit", "digits_tokenizer", tmp_path, digits_root).trainer.fit_loop.epoch_loop
+    asked = []
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda *_, **__: asked.append(1))
+    type(loop)._broadcast_sigterm_tensor(loop)
+    assert len(asked) == 1
+    loop._broadcast_sigterm_tensor()
+    assert len(asked) == 1

@@ -64,7 +64,6 @@ class TwoKinds(LightningModule):
         return "two layers" if self.global_step >= 2 else "one layer"
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        assert batch["images"].requires_grad is False
         self.clock.now += 2.0
         layers = self.layers if self.step_kind == "two layers" else self.layers[:1]
         hidden = batch["images"]
@@ -79,6 +78,11 @@ class TwoKinds(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+class Failing(TwoKinds):
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        raise RuntimeError("broken")
+
+
 class Recorded(Callback):
     """Keeps what was logged in each step, and takes 0.5 seconds after it, as a checkpoint may."""
 
@@ -90,7 +94,7 @@ class Recorded(Callback):
         self.clock.now += 0.5
 
 
-def fit(clock: Clock, callback: Throughput, compiled: bool = False, **options: Any) -> list[dict[str, float]]:
+def fit(clock: Clock, callback: Throughput, model: TwoKinds, **options: Any) -> list[dict[str, float]]:
     """Four steps; the loader takes 50 seconds for the first batch, then 3, 1, 5, 7 seconds."""
     data = SlowData(clock, [50.0, 3.0, 1.0, 5.0, 7.0])
     loader = BatchLoader(data, batch_sampler=Batches(5), collate_fn=as_it_is)  # type: ignore[arg-type]
@@ -101,13 +105,14 @@ def fit(clock: Clock, callback: Throughput, compiled: bool = False, **options: A
         num_sanity_val_steps=0, check_val_every_n_epoch=None, **options,
     )  # fmt: skip
     validation = BatchLoader(SlowData(clock, [400.0]), batch_sampler=Batches(1), collate_fn=as_it_is)  # type: ignore[arg-type]
-    trainer.fit(TwoKinds(clock, compiled), loader, validation)
+    trainer.fit(model, loader, validation)
     return recorded.steps
 
 
 def test_share_of_waiting_speed_and_utilisation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning fetches a batch ahead: 50 and 3 seconds pass before step 1 starts, 1 before step 2, then 5 and 7."""
-    steps = fit(Clock(monkeypatch), Throughput(peak_flops_per_second=1000.0), log_every_n_steps=2)
+    clock = Clock(monkeypatch)
+    steps = fit(clock, Throughput(peak_flops_per_second=1000.0), TwoKinds(clock), log_every_n_steps=2)
     seconds = [2 + 0.5 + 1 + 2, 0.5 + 5 + 2 + 0.5 + 7 + 2]
     waited, flops = [1, 5 + 7], [2 * FIRST, 2 * (FIRST + LATER)]
     assert "throughput/data_wait_share" not in steps[0]
@@ -120,17 +125,20 @@ def test_share_of_waiting_speed_and_utilisation(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_validation_and_the_batch_after_it_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = fit(Clock(monkeypatch), Throughput(1000.0), log_every_n_steps=4, val_check_interval=2)
+    clock = Clock(monkeypatch)
+    steps = fit(clock, Throughput(1000.0), TwoKinds(clock), log_every_n_steps=4, val_check_interval=2)
     seconds = (2 + 0.5 + 1 + 2) + (2 + 0.5 + 7 + 2)  # 5 seconds for a batch fall between
     assert steps[3]["throughput/images_per_second"] == pytest.approx(4 * BATCH / seconds)
     assert steps[3]["throughput/data_wait_share"] == pytest.approx((1 + 7) / seconds)
 
 
 def test_compiled_steps_are_not_counted_but_can_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = fit(Clock(monkeypatch), Throughput(1000.0), compiled=True, log_every_n_steps=4)
+    clock = Clock(monkeypatch)
+    steps = fit(clock, Throughput(1000.0), TwoKinds(clock, compiled=True), log_every_n_steps=4)
     assert "throughput/images_per_second" in steps[3]
     assert not {name for name in steps[3] if "flops" in name}
-    steps = fit(Clock(monkeypatch), Throughput(1000.0, model_flops_per_image=7.0), compiled=True, log_every_n_steps=4)
+    given = Throughput(1000.0, model_flops_per_image=7.0)
+    steps = fit(clock, given, TwoKinds(clock, compiled=True), log_every_n_steps=4)
     rate = 7 * steps[3]["throughput/images_per_second"]
     assert steps[3]["throughput/model_flops_per_second"] == pytest.approx(rate)
     assert steps[3]["throughput/model_flops_utilization"] == pytest.approx(rate / 1000)
@@ -153,14 +161,9 @@ def test_images_of_all_processes_and_peak_memory_of_this_one(monkeypatch: pytest
 
 
 def test_a_step_that_fails_leaves_no_counter_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Fails(TwoKinds):
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            raise RuntimeError("broken")
-
     clock, callback = Clock(monkeypatch), Throughput(1.0)
-    monkeypatch.setitem(globals(), "TwoKinds", Fails)
     with pytest.raises(RuntimeError, match="broken"):
-        fit(clock, callback)
+        fit(clock, callback, Failing(clock))
     assert callback.counter is None
     assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
 
@@ -190,15 +193,3 @@ def test_training_is_the_same_with_and_without_the_callback(tmp_path: Path, digi
     found = [value for _, value in shown["throughput/model_flops_per_second"]]
     assert found == pytest.approx([rate[0] * counted["without discriminator"], rate[1] * counted["with discriminator"]])
     assert all(0 <= share < 1 for _, share in shown["throughput/data_wait_share"])
-
-
-def test_processes_do_not_ask_each_other_for_signals_that_lightning_no_longer_gets(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, digits_root: Path
-) -> None:
-    loop = run("fit", "digits_tokenizer", tmp_path, digits_root).trainer.fit_loop.epoch_loop
-    asked = []
-    monkeypatch.setattr(torch.distributed, "broadcast", lambda *_, **__: asked.append(1))
-    type(loop)._broadcast_sigterm_tensor(loop)
-    assert len(asked) == 1
-    loop._broadcast_sigterm_tensor()
-    assert len(asked) == 1
