@@ -39,7 +39,7 @@ class Throughput(Callback):
     - ``memory_gib``: of this process; on a GPU the most that tensors took since the last log step, else the most that
       the process has had in memory.
 
-    Between log steps nothing waits for a GPU; at log steps it is waited for once.
+    This callback waits for a GPU only at log steps, once.
 
     Args:
         peak_flops_per_second: peak rate of one device. If not given, the vendor's for the precision of training, or for
