@@ -7,11 +7,12 @@ of a percent that are looked for. Times are CPU seconds of the process, which ot
 """
 
 import json
+import sys
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -135,7 +136,7 @@ def measure_overhead(batch_size: int = 4, warm_up: int = 2, steps: int = 3) -> N
             f"--trainer.callbacks.warm_up={warm_up}",
             f"--trainer.callbacks.steps={steps}",
         ]
-        with suppress(SystemExit):
+        with suppress(SystemExit), redirect_stdout(sys.stderr):  # the last line printed is that of the harness
             command_line(["fit", *arguments])
     if not Clocks.per_step:
         raise RuntimeError("training ended before the clocks were read; its output says why")

@@ -39,7 +39,7 @@ class Throughput(Callback):
     - ``memory_gib``: of this process; on a GPU the most that tensors took since the last log step, else the most that
       the process has had in memory.
 
-    Between log steps nothing waits for a GPU; at log steps it is waited for once.
+    This callback waits for a GPU only at log steps, once.
 
     Args:
         peak_flops_per_second: peak rate of one device. If not given, the vendor's for the precision of training, or for
@@ -58,11 +58,10 @@ class Throughput(Callback):
         ):
             if value is not None and not value > 0:
                 raise ValueError(f"Throughput {name}={value} must be positive; leave it out to have it found out")
-        self.peak_flops_per_second, self.model_flops_per_image = peak_flops_per_second, model_flops_per_image
+        self.peak, self.model_flops_per_image = peak_flops_per_second, model_flops_per_image
         self.interval = Interval()
         self.started: tuple[float, float] | None = None
         self.step_ended = (0.0, 0.0)
-        self.peak = peak_flops_per_second
         self.flops_per_image: dict[str, float] = {}
         """FLOPs by the kind of step, ``Task.step_kind``."""
         self.kind = ""

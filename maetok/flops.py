@@ -73,26 +73,27 @@ class PeakRates:
 
 GPU_PEAKS = {
     "H100 PCIe": PeakRates(756e12, 378e12, 51e12),
-    "H100 NVL": PeakRates(835e12, 417e12, 60e12),
     "H100": PeakRates(989e12, 494e12, 67e12),
-    "H200 NVL": PeakRates(835e12, 417e12, 60e12),
     "H200": PeakRates(989e12, 494e12, 67e12),
     "A100": PeakRates(312e12, 156e12, 19.5e12),
     "L40S": PeakRates(362e12, 183e12, 91.6e12),
 }
 """By a part of the name that CUDA gives; the first that fits counts, so SXM versions come after the others."""
 
+OTHER_DEVICES = ("MIG", "NVL")
+"""In names of slices and versions of these GPUs, which have other rates."""
+
 
 def vendor_peak(gpu_name: str, dtype: torch.dtype, tf32: bool) -> float | None:
-    """FLOP/s of a GPU from the table; None if it is not there, or one is only a slice of it (MIG).
+    """FLOP/s of a GPU from the table; None if it is not there.
 
     Args:
         gpu_name: as ``torch.cuda.get_device_name`` gives it.
         dtype: bfloat16 or float32.
         tf32: whether float32 products may be done in TF32.
     """
-    peak = next((rates for part, rates in GPU_PEAKS.items() if part in gpu_name and "MIG" not in gpu_name), None)
-    if peak is None:
+    peak = next((rates for part, rates in GPU_PEAKS.items() if part in gpu_name), None)
+    if peak is None or any(part in gpu_name for part in OTHER_DEVICES):
         return None
     return peak.bfloat16 if dtype == torch.bfloat16 else peak.tf32 if tf32 else peak.float32
 

@@ -89,6 +89,7 @@ def test_counting_changes_neither_results_nor_random_numbers() -> None:
     ("NVIDIA H200", torch.float32, True, 494e12),
     ("NVIDIA A100-SXM4-80GB", torch.float32, False, 19.5e12),
     ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", torch.bfloat16, False, None),
+    ("NVIDIA H100 NVL", torch.bfloat16, False, None),
     ("Some Other GPU", torch.bfloat16, False, None),
 ])  # fmt: skip
 def test_peaks_of_known_devices(name: str, dtype: torch.dtype, tf32: bool, peak: float | None) -> None:
