@@ -23,7 +23,7 @@ from benchmarks.plan_state import trained_networks
 from lightning_modules.autoencoder import AutoencoderTask
 from lightning_modules.base import Task
 from maetok.flops import FlopCounter
-from maetok.networks import attention, hog, tokenizer
+from maetok.networks import attention, hog, rope, tokenizer
 from maetok.pretrained import frozen_networks
 
 aten = torch.ops.aten
@@ -117,7 +117,7 @@ def really(holder: Any, name: str) -> Any:
 
 @contextlib.contextmanager
 def fake_step(task: Task) -> Iterator[None]:
-    """Make the task's networks fake, and attention what it is on a GPU; nothing fake stays in caches behind.
+    """Make the networks of a task fake, attention and rotation as on a GPU; nothing fake stays in caches behind.
 
     Masks are real: how long a sequence is without its masked patches depends on their values.
     """
@@ -128,6 +128,7 @@ def fake_step(task: Task) -> Iterator[None]:
         with (
             FakeTensorMode(allow_non_fake_inputs=True),
             mock.patch.object(attention, "plain_is_faster", return_value=False),
+            mock.patch.object(rope, "complex_is_faster", lambda _, dtype: dtype == torch.float32),
             really(AutoencoderTask, "draw_mask"),
             really(tokenizer, "visible_patches"),
         ):

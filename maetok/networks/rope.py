@@ -16,21 +16,28 @@ Rotation = tuple[Tensor, Tensor]
 def rotate(queries_or_keys: Tensor, rotation: Rotation) -> Tensor:
     """Rotate adjacent channel pairs (2i, 2i + 1) by the given angles.
 
-    Written as a complex product where the dtype has complex numbers, and with real ones elsewhere and for compilation.
+    Written as a complex product where that is faster, and with real ones elsewhere and for compilation.
 
     Args:
         queries_or_keys: (..., heads, T, head_dim).
         rotation: cos and sin, (heads, T, head_dim / 2) each, or (B, heads, T, head_dim / 2).
 
     Returns:
-        Tensor shaped like the input.
+        Tensor shaped like the input, of its dtype.
     """
     cos, sin = rotation
-    if queries_or_keys.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling():
-        pairs = torch.view_as_complex(queries_or_keys.unflatten(-1, (-1, 2)))  # one pass over memory instead of six
-        return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
+    dtype = queries_or_keys.dtype
+    if not torch.compiler.is_compiling() and complex_is_faster(queries_or_keys.device.type, dtype):
+        wide = torch.promote_types(dtype, torch.float32)
+        pairs = torch.view_as_complex(queries_or_keys.to(wide).unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * torch.complex(cos.to(wide), sin.to(wide))).flatten(-2).to(dtype)
     even, odd = queries_or_keys.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+
+
+def complex_is_faster(device: str, dtype: torch.dtype) -> bool:
+    """Whether one complex product beats six real operations: if it needs no conversion, and on a CPU even then."""
+    return dtype in (torch.float32, torch.float64) or device == "cpu"
 
 
 def select(rotation: Rotation, positions: Tensor) -> Rotation:

@@ -68,12 +68,16 @@ def test_rotation_of_a_pair_is_a_rotation_matrix() -> None:
     torch.testing.assert_close(rotated.flatten(), matrix @ torch.tensor([2.0, 5.0]))
 
 
-def test_complex_and_real_products_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-2)])
+def test_complex_and_real_products_agree(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tolerance: float) -> None:
     angles = torch.randn(3, 9, 4)
-    tokens = torch.randn(2, 5, 3, 9, 8)
-    by_complex_product = rotate(tokens, (angles.cos(), angles.sin()))
+    rotation, tokens = (angles.cos().to(dtype), angles.sin().to(dtype)), torch.randn(2, 5, 3, 9, 8).to(dtype)
+    by_complex_product = rotate(tokens, rotation)
+    assert by_complex_product.dtype == dtype
+    exact = rotate(tokens.double(), (rotation[0].double(), rotation[1].double()))
+    torch.testing.assert_close(by_complex_product.double(), exact, atol=tolerance / 2, rtol=0)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    torch.testing.assert_close(rotate(tokens, (angles.cos(), angles.sin())), by_complex_product, atol=1e-6, rtol=0)
+    torch.testing.assert_close(rotate(tokens, rotation), by_complex_product, atol=tolerance, rtol=0)
 
 
 def test_initial_frequencies_are_a_geometric_series_in_a_random_direction() -> None:
