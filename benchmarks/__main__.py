@@ -36,14 +36,14 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     options = parser.parse_args(args)
     chosen = [it for it in report.comparisons() if (options.full or it.quick) and options.only in it.case.name]
-    networks = {it.case.name: run(it.case, options.rounds) for it in chosen}
+    networks = {it.case.name: run(it.case, min(options.rounds, it.most_rounds)) for it in chosen}
     results: Results = {name: [numbers] for name, numbers in networks.items()}
     sections = {"How it was measured": description(options.rounds)}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     if networks:
         targets = {it.case.name: it.target for it in chosen}
         sections |= network_sections(networks, targets, options.output)
-    for title, part in (("Around the networks", surrounding), ("Growth", growth), ("Operators", operators)):
+    for title, part in PARTS.items():
         text, found = part(options)
         if found:
             sections[title] = text
@@ -158,6 +158,27 @@ def reading(options: argparse.Namespace) -> tuple[str, Results]:
         tables.append(f"### {kind}\n\n{table(results, 'samples_per_cpu_second', reference)}")
         everything |= results
     return "\n\n".join(tables), everything
+
+
+def overhead(options: argparse.Namespace) -> tuple[str, dict[str, Numbers]]:
+    """Share of a training step that logging, average, gradient norm and callbacks take."""
+    name = "overhead of a step"
+    if not options.full or options.only not in name:
+        return "", {}
+    numbers = run_case(Case(name, "benchmarks.overhead:measure_overhead"))
+    shares = [
+        f"| {key.removesuffix('_share')} | {100 * value:.2f} % |" for key, value in numbers.items() if "share" in key
+    ]
+    head = ["| part of a step of MAETok-B, batch 4, float32 | share of its CPU time |", "|---|---|"]
+    return report.join_lines([*head, *shares]), {name: numbers}
+
+
+PARTS = {
+    "Around the networks": surrounding,
+    "Overhead in a training step": overhead,
+    "Growth": growth,
+    "Operators": operators,
+}
 
 
 if __name__ == "__main__":

@@ -30,11 +30,13 @@ class Comparison:
         case: what to run; one number of rounds is given to it.
         target: what to reach, if anything.
         quick: whether ``make bench`` runs it too.
+        most_rounds: for cases of minutes per round.
     """
 
     case: Case
     target: Target | None = None
     quick: bool = False
+    most_rounds: int = 100
 
 
 def network_case(name: str, function: str, **arguments: object) -> Case:
@@ -78,7 +80,7 @@ def comparisons() -> list[Comparison]:
         for precision in ("float32", "bfloat16"):
             arguments = {"size": "XL", "tokens": 1024, "precision": precision, "images": 1}
             case = network_case(f"SiT-XL {noun}, 1024 tokens, {precision}", function, **arguments)
-            found.append(Comparison(case, Target(2.0) if precision == "float32" else None))
+            found.append(Comparison(case, Target(2.0) if precision == "float32" else None, most_rounds=2))
     for precision, ratio in (("float32", 3.6), ("bfloat16", 2.1)):
         case = network_case(
             f"SiT-B guided sampling, {precision}", "guided_sampling", size="B", precision=precision, images=2

@@ -59,10 +59,17 @@ class MaskedAutoencoder(nn.Module):
         return [tokenizer.encoder, tokenizer.bottleneck, tokenizer.decoder, *self.auxiliary_decoders.values()]
 
     def compile_blocks(self) -> None:
-        """Compile every transformer block in place; names in the state dict stay as they are."""
+        """Compile every transformer block in place; names in the state dict stay as they are.
+
+        Each length of a sequence gets kernels of its own, unless masked patches are dropped, where there are many. Two
+        never fit: activation checkpointing has to meet in the backward pass the one that ran in the forward pass. All
+        blocks share one code, whose kinds of calls (with and without padding, last block) are more than torch's usual
+        8.
+        """
+        dynamic = self.tokenizer.mask_mode == "drop"
         for module in self.modules():
             if isinstance(module, Block | ModulatedBlock):
-                module.compile()
+                module.compile(dynamic=dynamic, recompile_limit=32)
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Recompute the activations of every transformer block in the backward pass, to save memory."""
