@@ -35,7 +35,9 @@ def main(args: Sequence[str] | None = None) -> None:
         "--output", default=Path("runs/bench/performance"), type=Path, help="write OUTPUT.md, .json, plots"
     )
     options = parser.parse_args(args)
-    chosen = [it for it in report.comparisons() if (options.full or it.quick) and options.only in it.case.name]
+    chosen = [
+        it for it in report.comparisons() if (it.full if options.full else it.quick) and options.only in it.case.name
+    ]
     networks = {it.case.name: run(it.case, min(options.rounds, it.most_rounds)) for it in chosen}
     results: Results = {name: [numbers] for name, numbers in networks.items()}
     sections = {"How it was measured": description(options.rounds)}

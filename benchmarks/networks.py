@@ -67,25 +67,29 @@ def base_tokenizer(side: int, modulated: bool = True) -> Tokenizer:
 
 
 def tokenizer_inference(
-    part: Literal["encode", "decode"], precision: Precision, images: int, rounds: int, side: int = 256
+    part: Literal["encode", "decode"], precision: Precision, images: int, rounds: int, compiled: bool = False
 ) -> Numbers:
-    """Encoding or decoding, without gradients."""
-    tokenizer = base_tokenizer(side).eval()
-    prepared = tokenizer
+    """Encoding or decoding at 256 px, without gradients."""
+    tokenizer = base_tokenizer(256).eval()
+    inputs = torch.rand(images, 3, 256, 256) * 2 - 1 if part == "encode" else torch.randn(images, 128, 32)
+    prepared = copy.deepcopy(tokenizer)
     if precision == "bfloat16":
-        prepared = copy.deepcopy(tokenizer)
         keep_bfloat16_weights(prepared)
-    inputs = torch.rand(images, 3, side, side) * 2 - 1 if part == "encode" else torch.randn(images, 128, 32)
 
     def run(call: Callable[[Tensor], Tensor]) -> Tensor:
         with torch.no_grad(), autocast(precision):
             return call(inputs)
 
     plain = reference.encode if part == "encode" else reference.decode
-    own = prepared.encode if part == "encode" else prepared.decode
-    return measure(
-        {REFERENCE: lambda: run(lambda x: plain(tokenizer, x)), SUITE: lambda: run(own)}, precision, images, rounds
-    )
+    variants: dict[str, Call] = {
+        REFERENCE: lambda: run(lambda x: plain(tokenizer, x)),
+        SUITE: lambda: run(getattr(prepared, part)),
+    }
+    if compiled:
+        other = copy.deepcopy(prepared)
+        MaskedAutoencoder(other, {}).compile_blocks()
+        variants["suite, compiled"] = lambda: run(getattr(other, part))
+    return measure(variants, precision, images, rounds)
 
 
 def tokenizer_step(precision: Precision, images: int, rounds: int, side: int = 256, compiled: bool = True) -> Numbers:

@@ -29,13 +29,15 @@ class Comparison:
     Args:
         case: what to run; one number of rounds is given to it.
         target: what to reach, if anything.
-        quick: whether ``make bench`` runs it too.
+        quick: whether ``make bench`` runs it.
+        full: whether ``--full`` runs it.
         most_rounds: for cases of minutes per round.
     """
 
     case: Case
     target: Target | None = None
     quick: bool = False
+    full: bool = True
     most_rounds: int = 100
 
 
@@ -49,10 +51,12 @@ def comparisons() -> list[Comparison]:
     found = []
     for part in ("encode", "decode"):
         for precision, ratio in (("float32", 2.0), ("bfloat16", 1.15)):
-            case = network_case(
-                f"tokenizer {part}, {precision}", "tokenizer_inference", part=part, precision=precision, images=2
-            )
-            found.append(Comparison(case, Target(ratio), quick=True))
+            arguments = {"part": part, "precision": precision, "images": 2}
+            name = f"tokenizer {part}, {precision}"
+            case = network_case(name, "tokenizer_inference", compiled=True, **arguments)
+            found.append(Comparison(case, Target(ratio, "suite, compiled")))
+            eager = network_case(f"tokenizer {part}, not compiled, {precision}", "tokenizer_inference", **arguments)
+            found.append(Comparison(eager, quick=True, full=False))
     for precision, ratio, share in (("float32", 1.85, 0.75), ("bfloat16", 1.15, 0.7)):
         case = network_case(f"tokenizer step, {precision}", "tokenizer_step", precision=precision, images=4)
         found.append(Comparison(case, Target(ratio, "suite, compiled", share)))
@@ -63,7 +67,7 @@ def comparisons() -> list[Comparison]:
             images=2,
             compiled=False,
         )
-        found.append(Comparison(eager, quick=True))
+        found.append(Comparison(eager, quick=True, full=False))
     for size, images in (("B", 8), ("XL", 4)):
         quick = size == "B"
         for function, noun, ratios in (("sit_forward", "forward", (1.9, 1.1)), ("sit_step", "step", (1.9, 1.0))):
