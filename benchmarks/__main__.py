@@ -28,7 +28,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Command line entry."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--full", action="store_true", help="all cases, about an hour; otherwise a few minutes")
-    parser.add_argument("--rounds", default=5, type=int, help="rounds of each case")
+    parser.add_argument("--rounds", default=3, type=int, help="rounds of each case")
     parser.add_argument("--only", default="", help="run only cases whose name contains this")
     parser.add_argument("--folder", default=Path("runs/bench"), type=Path, help="where data that is read is kept")
     parser.add_argument(
@@ -102,7 +102,7 @@ def surrounding(options: argparse.Namespace) -> tuple[str, dict[str, Numbers]]:
     """Optimizer, average, checkpoints, start-up."""
     found = {
         name: run(Case(name, function), options.rounds)
-        for name, function in report.surroundings().items()
+        for name, function in report.surroundings(options.full).items()
         if options.only in name
     }
     lines = ["| case | variant | CPU-ms: median (min ... max) |", "|---|---|---|"]
@@ -152,7 +152,7 @@ def reading(options: argparse.Namespace) -> tuple[str, Results]:
 
     if options.only and options.only not in "reading":
         return "", {}
-    repeats = options.rounds if options.full else 3
+    repeats = options.rounds if options.full else 2
     tables, everything = [], Results()
     for kind, cases in reading_cases(options.folder, 20, 2000).items():
         results = run_cases(cases, repeats)

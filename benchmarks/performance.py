@@ -64,18 +64,17 @@ def comparisons() -> list[Comparison]:
             f"tokenizer step, not compiled, {precision}",
             "tokenizer_step",
             precision=precision,
-            images=2,
+            images=1,
             compiled=False,
         )
         found.append(Comparison(eager, quick=True, full=False))
     for size, images in (("B", 8), ("XL", 4)):
-        quick = size == "B"
         for function, noun, ratios in (("sit_forward", "forward", (1.9, 1.1)), ("sit_step", "step", (1.9, 1.0))):
             for precision, ratio in zip(("float32", "bfloat16"), ratios, strict=True):
                 arguments = {"size": size, "tokens": 128, "precision": precision, "images": images}
                 case = network_case(f"SiT-{size} {noun}, 128 tokens, {precision}", function, **arguments)
                 target = Target(1.0) if size == "B" and noun == "forward" and precision == "bfloat16" else Target(ratio)
-                found.append(Comparison(case, target, quick))
+                found.append(Comparison(case, target, quick=size == "B" and noun == "forward"))
     for images, ratio in ((1, 1.35), (16, 1.0)):
         arguments = {"size": "XL", "tokens": 128, "precision": "bfloat16", "images": images}
         case = network_case(f"SiT-XL forward, batch {images}, bfloat16", "sit_forward", **arguments)
@@ -89,7 +88,7 @@ def comparisons() -> list[Comparison]:
         case = network_case(
             f"SiT-B guided sampling, {precision}", "guided_sampling", size="B", precision=precision, images=2
         )
-        found.append(Comparison(case, Target(ratio), quick=True))
+        found.append(Comparison(case, Target(ratio), quick=precision == "float32"))
     for side in (256, 512):
         arguments = {"side": side, "images": 2 if side == 256 else 1}
         case = network_case(f"tokenizer step, {side} px, half of the patches masked", "mask_modes", **arguments)
@@ -97,14 +96,17 @@ def comparisons() -> list[Comparison]:
     return found
 
 
-def surroundings() -> dict[str, str]:
+def surroundings(full: bool) -> dict[str, str]:
     """Cases of :mod:`benchmarks.system` by name."""
-    return {
-        "optimizer, gradient norm and average of SiT-B": "benchmarks.system:update",
+    quick = {
         "moving average of SiT-B": "benchmarks.system:moving_average",
-        "checkpoint of SiT-B, 2.1 GB": "benchmarks.system:checkpoints",
         "start-up": "benchmarks.system:start_up",
     }
+    others = {
+        "optimizer, gradient norm and average of SiT-B": "benchmarks.system:update",
+        "checkpoint of SiT-B, 2.1 GB": "benchmarks.system:checkpoints",
+    }
+    return quick | others if full else quick
 
 
 GROWTH = {
