@@ -150,6 +150,18 @@ def comparison_rows(results: Mapping[str, Numbers], targets: Mapping[str, Target
     return lines
 
 
+def token_rows(results: Mapping[str, Numbers]) -> list[str]:
+    """What SiT-XL costs at 1024 tokens, relative to 128: times of the suite and FLOPs per image."""
+    lines = ["| SiT-XL, 1024 tokens against 128 | time | FLOPs |", "|---|---|---|"]
+    for noun in ("forward", "step"):
+        for precision in ("float32", "bfloat16"):
+            pair = [results.get(f"SiT-XL {noun}, {tokens} tokens, {precision}") for tokens in (1024, 128)]
+            if None not in pair:
+                ratios = [pair[0][key] / pair[1][key] for key in (f"{SUITE} seconds", f"{SUITE} FLOPs")]
+                lines.append(f"| {noun}, {precision} | {ratios[0]:.2f} times | {ratios[1]:.2f} times |")
+    return lines if len(lines) > 2 else []
+
+
 def spread_of(numbers: Numbers, name: str, factor: float, form: str) -> str:
     """``median (min ... max)`` of a number of a case."""
     low, high = numbers[f"{name} min"], numbers[f"{name} max"]

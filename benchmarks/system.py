@@ -63,7 +63,8 @@ def moving_average(rounds: int) -> Numbers:
 def checkpoints(rounds: int) -> Numbers:
     """Writing and reading a checkpoint of SiT-B with optimizer and average, 2.1 GB; the reference is ``torch.save``.
 
-    Times are of the processor: the disk's own are not in them. ``asynchronous`` is what training waits for.
+    The suite waits until the disk has everything, ``torch.save`` does not: the kernel's work for that is in its time.
+    ``asynchronous`` is what training waits for.
     """
     network = sit("B", 128)
     state = {name: {"exp_avg": p.detach(), "exp_avg_sq": p.detach()} for name, p in network.named_parameters()}
