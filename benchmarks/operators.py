@@ -13,7 +13,7 @@ KINDS = {
     "matrix products": ("addmm", "::mm", "bmm", "baddbmm", "linear", "convolution", "mkldnn"),
     "attention": ("scaled_dot_product", "softmax"),
     "optimizer, clipping, average": ("adam", "_foreach", "linalg_vector_norm", "lerp"),
-    "compiled elementwise": ("cpp_fused", "CompiledFunction", "Torch-Compiled", "inductor"),
+    "compiled elementwise": ("cpp_fused", "Compiled", "inductor"),
     "copies and casts": ("copy_", "_to_copy", "clone", "::cat", "fill_", "zero_"),
     "normalisation": ("layer_norm",),
     "activation": ("gelu", "silu"),

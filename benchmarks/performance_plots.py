@@ -30,8 +30,9 @@ def plot_ratios(results: Mapping[str, Numbers], targets: Mapping[str, Target | N
         if target is not None and target.variant == variant:
             axes.plot([target.ratio] * 2, [place - 0.45, place + 0.45], color="darkorange", linewidth=2)
     axes.axvline(1, color="black", linewidth=0.8)
+    axes.margins(y=0.01)
     axes.set_yticks(places, [name for name, *_ in bars], fontsize=8)
-    axes.set_xlabel("times faster than the plain version; orange: target; whiskers: smallest and largest round")
+    axes.set_xlabel("times faster than the plain version (orange: target)")
     figure.savefig(path, dpi=110)
 
 
