@@ -3,22 +3,23 @@
 import copy
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks import reference
 from benchmarks.harness import Numbers
-from benchmarks.variants import REFERENCE, SUITE, Precision, autocast, measure
+from benchmarks.variants import REFERENCE, SUITE, Precision, autocast, measure, settings_of
 from maetok import SiT, Tokenizer
 from maetok.ema import EMA
 from maetok.flow import Euler, sample
-from maetok.inference import keep_bfloat16_weights
+from maetok.inference import prepare_for_inference
 from maetok.networks import MaskedAutoencoder, MaskRatio, random_mask
 from maetok.networks.denoiser import SIZES
 
 Call = Callable[[], object]
+Network = TypeVar("Network", bound=nn.Module)
 ARRANGEMENTS = {128: (128, 32), 1024: (1024, 16)}
 """Latent tokens and channels: MAETok's, and those of a VAE with stride 8 at 512 px under patches of 2 x 2."""
 SCALE, INTERVAL = 1.5, (0.0, 1.0)
@@ -61,6 +62,13 @@ class Training:
         value.backward()
 
 
+def prepare(network: Network, precision: Precision) -> Network:
+    """Make the network ready as tasks do before they predict."""
+    with settings_of(SUITE):
+        prepare_for_inference(network, bfloat16=precision == "bfloat16")
+    return network
+
+
 def base_tokenizer(side: int, modulated: bool = True) -> Tokenizer:
     """MAETok-B/16 with 128 latent tokens, as published: modulated decoder blocks."""
     return Tokenizer(side, latent_modulation=modulated)
@@ -72,9 +80,7 @@ def tokenizer_inference(
     """Encoding or decoding at 256 px, without gradients."""
     tokenizer = base_tokenizer(256).eval()
     inputs = torch.rand(images, 3, 256, 256) * 2 - 1 if part == "encode" else torch.randn(images, 128, 32)
-    prepared = copy.deepcopy(tokenizer)
-    if precision == "bfloat16":
-        keep_bfloat16_weights(prepared)
+    prepared = prepare(copy.deepcopy(tokenizer), precision)
 
     def run(call: Callable[[Tensor], Tensor]) -> Tensor:
         with torch.no_grad(), autocast(precision):
@@ -86,8 +92,9 @@ def tokenizer_inference(
         SUITE: lambda: run(getattr(prepared, part)),
     }
     if compiled:
-        other = copy.deepcopy(prepared)
+        other = copy.deepcopy(tokenizer)
         MaskedAutoencoder(other, {}).compile_blocks()
+        prepare(other, precision)
         variants["suite, compiled"] = lambda: run(getattr(other, part))
     return measure(variants, precision, images, rounds)
 
@@ -151,10 +158,7 @@ def sit_inputs(model: SiT, images: int) -> tuple[Tensor, Tensor, Tensor]:
 def sit_forward(size: str, tokens: int, precision: Precision, images: int, rounds: int) -> Numbers:
     """A velocity, without gradients."""
     model = sit(size, tokens).eval()
-    inputs, prepared = sit_inputs(model, images), model
-    if precision == "bfloat16":
-        prepared = copy.deepcopy(model)
-        keep_bfloat16_weights(prepared)
+    inputs, prepared = sit_inputs(model, images), prepare(copy.deepcopy(model), precision)
 
     def run(call: Callable[..., Tensor]) -> Tensor:
         with torch.no_grad(), autocast(precision):
@@ -184,10 +188,7 @@ def sit_step(size: str, tokens: int, precision: Precision, images: int, rounds: 
 def guided_sampling(size: str, precision: Precision, images: int, rounds: int, steps: int = 4) -> Numbers:
     """Euler steps, all with guidance; without it as a further variant."""
     model = sit(size, 128).eval()
-    prepared = model
-    if precision == "bfloat16":
-        prepared = copy.deepcopy(model)
-        keep_bfloat16_weights(prepared)
+    prepared = prepare(copy.deepcopy(model), precision)
     labels, noise = torch.arange(images), torch.randn(images, *ARRANGEMENTS[128])
 
     def plain() -> None:

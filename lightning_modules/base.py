@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from maetok.cpu import tune_cpu
 from maetok.ema import EMA
-from maetok.inference import keep_bfloat16_weights
+from maetok.inference import prepare_for_inference
 from maetok.networks.attention import CPU_HAS_BFLOAT16
 from maetok.pretrained import frozen_networks
 from maetok.sharding import average_gradients, broadcast_from_first, gather, is_sharded, reshard, shard, whole
@@ -152,13 +152,12 @@ class Task(LightningModule):
     on_predict_start, on_predict_end = on_validation_start, on_validation_end
 
     def on_predict_epoch_start(self) -> None:
-        """Under bf16-mixed hold weights in bfloat16 from now on, for speed; what is predicted stays the same.
+        """Make networks faster from now on; what is predicted stays the same.
 
         Callbacks have read the weights by then, for the hashes that tell networks apart.
         """
-        if self.trainer.precision == "bf16-mixed":
-            for network in (self, *frozen_networks(self)):
-                keep_bfloat16_weights(network)
+        for network in (self, *frozen_networks(self)):
+            prepare_for_inference(network, bfloat16=self.trainer.precision == "bf16-mixed")
 
     def check_image_size(self, own_size: tuple[int, int]) -> None:
         """Raise ValueError unless data and tokenizer, whose configs both state it, agree on the image size."""

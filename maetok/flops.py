@@ -16,6 +16,9 @@ FORMULAS = flop_registry | {  # torch has none for attention on the CPU
         aten._scaled_dot_product_flash_attention_backward
     ],
 }
+if torch.backends.mkldnn.is_available():  # maetok.inference.PackedLinear
+    FORMULAS[torch.ops.mkldnn._linear_pointwise] = lambda inputs, *_, out_val: 2 * inputs.shape[-1] * out_val.numel()
+
 ATTENTION_BACKWARD = {
     aten._scaled_dot_product_flash_attention_for_cpu_backward,
     aten._scaled_dot_product_flash_attention_backward,

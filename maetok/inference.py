@@ -1,28 +1,85 @@
-"""Networks that are not trained any more, made ready for sampling and encoding in bfloat16."""
+"""Networks that are not trained any more, made ready for sampling and encoding."""
 
 import torch
-from torch import nn
+from timm.layers import Mlp
+from torch import Tensor, nn
 
+from maetok.networks.attention import CPU_HAS_BFLOAT16
 from maetok.networks.denoiser import ConditionedBlock
 from maetok.networks.vit import Block, ModulatedBlock
 
 
-def keep_bfloat16_weights(network: nn.Module) -> None:
-    """Keep the linear layers of all transformer blocks in bfloat16, in place, for use under autocast only.
+class PackedLinear(nn.Module):
+    """A linear layer on the CPU whose weight lies in memory as oneDNN's kernels read it.
 
-    Autocast converts float32 weights anew in every call, which takes a third of the time of a small batch. The outputs
-    are the same bit for bit: products are those of autocast, and sums of residual branches and normalisations stay
-    float32. The network holds half the memory and cannot be trained.
+    :class:`torch.nn.Linear` rearranges its weight in every call, which takes 5 to 10 % of the time of a network. The
+    outputs are the same bit for bit. The layer knows no gradients, and a state dict holds none of its weight.
 
     Args:
-        network: any tokenizer or denoiser of the suite; its parameters are replaced and need no gradient from then on.
+        linear: the layer it stands for; weight and bias are bfloat16, or float32.
+        gelu: applied to the outputs before they are rounded to their dtype, while they are in the cache.
+    """
+
+    def __init__(self, linear: nn.Linear, gelu: nn.GELU | None = None) -> None:
+        super().__init__()
+        self.packed_weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+        self.bias = linear.bias
+        self.activation = ("none", "") if gelu is None else ("gelu", gelu.approximate)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features) in the dtype of the weight."""
+        activation, approximation = self.activation
+        input = input.to(self.packed_weight.dtype)
+        return torch.ops.mkldnn._linear_pointwise(input, self.packed_weight, self.bias, activation, [], approximation)
+
+
+def prepare_for_inference(network: nn.Module, bfloat16: bool) -> None:
+    """Make the linear layers of all transformer blocks faster, in place.
+
+    With ``bfloat16`` they hold their weights in that dtype. Autocast converts float32 weights anew in every call, which
+    takes a third of the time of a small batch. Outputs are the same bit for bit: products are those of autocast, and
+    sums of residual branches and normalisations stay float32.
+
+    On a CPU weights are packed (:class:`PackedLinear`), but for blocks that are compiled. A GELU then sees the numbers
+    before they are rounded, which makes the outputs a little more precise.
+
+    Args:
+        network: any tokenizer or denoiser of the suite, which can neither be trained nor saved from then on.
+        bfloat16: the network will run under autocast to bfloat16, and only so.
     """
     for block in network.modules():
         if isinstance(block, Block | ModulatedBlock | ConditionedBlock):
-            for module in block.modules():
-                if isinstance(module, nn.Linear):
-                    for name in ("weight", "bias"):
-                        value = getattr(module, name)
-                        if value is not None:
-                            lowered = nn.Parameter(value.detach().to(torch.bfloat16), requires_grad=False)
-                            setattr(module, name, lowered)
+            if bfloat16:
+                lower_weights(block)
+            if block._compiled_call_impl is None:  # the compiler cannot handle packed weights
+                pack_weights(block)
+
+
+def lower_weights(block: nn.Module) -> None:
+    """Keep weights and biases of all linear layers in bfloat16."""
+    for module in block.modules():
+        if isinstance(module, nn.Linear):
+            for name in ("weight", "bias"):
+                value = getattr(module, name)
+                if value is not None:
+                    lowered = nn.Parameter(value.detach().to(torch.bfloat16), requires_grad=False)
+                    setattr(module, name, lowered)
+
+
+def pack_weights(block: nn.Module) -> None:
+    """Replace the plain linear layers whose products oneDNN computes, and the GELU that follows one."""
+    for module in list(block.modules()):
+        if isinstance(module, Mlp) and isinstance(module.act, nn.GELU) and multiplied_by_onednn(module.fc1.weight):
+            module.fc1, module.act = PackedLinear(module.fc1, module.act), nn.Identity()
+        for name, child in list(module.named_children()):
+            if type(child) is nn.Linear and multiplied_by_onednn(child.weight):
+                setattr(module, name, PackedLinear(child))
+
+
+def multiplied_by_onednn(weight: Tensor) -> bool:
+    """Whether PyTorch leaves products with this weight to oneDNN; see :func:`maetok.cpu.use_fast_float32`."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if weight.dtype == torch.float32:
+        return torch.backends.mkldnn.matmul.fp32_precision == "bf16"  # type: ignore[attr-defined] # set at run time
+    return weight.dtype == torch.bfloat16 and CPU_HAS_BFLOAT16

@@ -74,27 +74,13 @@ class Attention(nn.Module):
 
         See :func:`attention` for ``attended`` (B, T).
         """
-        if outputs is not None:
-            return self.attend_from(outputs, tokens, rotation, attended)
         qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if rotation is None:
             queries, keys, values = qkv.unbind(0)
         else:
             queries, keys = rotate(qkv[:2], rotation).unbind(0)
             values = qkv[2]
+        if outputs is not None:
+            queries = queries[..., outputs, :]
         found = attention(queries, keys, values, attended)
-        return self.proj(found.transpose(1, 2).flatten(2))
-
-    def attend_from(self, outputs: slice, tokens: Tensor, rotation: Rotation | None, attended: Tensor | None) -> Tensor:
-        """What :meth:`forward` computes for the tokens of ``outputs``, (B, S, width), and nothing else."""
-        width = tokens.shape[-1]
-        weights, biases = self.qkv.weight.split((width, 2 * width)), self.qkv.bias.split((width, 2 * width))
-        queries = F.linear(tokens[:, outputs].contiguous(), weights[0], biases[0]).unflatten(-1, (self.num_heads, -1))
-        keys, values = F.linear(tokens, weights[1], biases[1]).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
-        queries, keys = queries.transpose(1, 2), keys.transpose(1, 2)
-        if rotation is not None:
-            cos, sin = rotation
-            queries = rotate(queries, (cos[..., outputs, :], sin[..., outputs, :]))
-            keys = rotate(keys, rotation)
-        found = attention(queries, keys, values.transpose(1, 2), attended)
         return self.proj(found.transpose(1, 2).flatten(2))

@@ -1,4 +1,4 @@
-"""Predicting in bf16-mixed: weights are held in bfloat16, and what comes out is what autocast gives."""
+"""Networks are made ready before they predict: what comes out stays what it was, in either precision."""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from lightning_modules import LatentEncoding
 from lightning_modules.base import Task
+from maetok.inference import PackedLinear
 from tests.strategies.runs import build, tokenizer
 
 ROWS = [
@@ -28,30 +29,30 @@ def diffusion() -> Task:
     return task
 
 
-def predictions(task: Task, folder: Path) -> torch.Tensor:
+def predictions(task: Task, folder: Path, precision: Any) -> torch.Tensor:
     trainer = Trainer(
-        accelerator="cpu", precision="bf16-mixed", logger=False, enable_progress_bar=False, default_root_dir=folder
+        accelerator="cpu", precision=precision, logger=False, enable_progress_bar=False, default_root_dir=folder
     )
-    return torch.cat(trainer.predict(task, DataLoader(ROWS, 3)))
+    return torch.cat(trainer.predict(task, DataLoader(ROWS, 3))).float()
 
 
 @pytest.mark.parametrize("name", ["sampling", "encoding"])
-def test_outputs_are_those_of_float32_weights_under_autocast(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_outputs_are_those_of_unprepared_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def task() -> Task:
         torch.manual_seed(0)
         return diffusion() if name == "sampling" else LatentEncoding(tokenizer())
 
-    lowered, reference = task(), task()
-    found = predictions(lowered, tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr("lightning_modules.base.keep_bfloat16_weights", lambda _: None)
-        expected = predictions(reference, tmp_path)
-    assert torch.equal(found, expected)
-    network = lowered.averaged_denoiser if name == "sampling" else lowered.tokenizer
-    held = {parameter.dtype for name, parameter in network.named_parameters() if name.endswith("mlp.fc1.weight")}
-    assert held == {torch.bfloat16}
-    if name == "sampling":
-        weight = lowered.tokenizer.network.decoder.blocks[0].mlp.fc1.weight
-        assert weight.dtype == torch.bfloat16
+    bfloat16, float32 = task(), task()
+    found = {"bf16-mixed": predictions(bfloat16, tmp_path, "bf16-mixed")}
+    found["32-true"] = predictions(float32, tmp_path, "32-true")
+    monkeypatch.setattr("lightning_modules.base.prepare_for_inference", lambda *_, **__: None)
+    expected = {precision: predictions(task(), tmp_path, precision) for precision in found}
+    assert (found["32-true"] - expected["32-true"]).abs().mean() < 1e-5 * expected["32-true"].std()
+    error = (expected["bf16-mixed"] - expected["32-true"]).norm()
+    assert 0 < (found["bf16-mixed"] - expected["32-true"]).norm() < 1.1 * error
+    for prepared, dtype in ((bfloat16, torch.bfloat16), (float32, torch.float32)):
+        network = prepared.averaged_denoiser if name == "sampling" else prepared.tokenizer
+        packed = [module for module in network.modules() if isinstance(module, PackedLinear)]
+        assert {layer.packed_weight.dtype for layer in packed} == {dtype}
+        if name == "sampling":  # its decoder too
+            assert isinstance(prepared.tokenizer.network.decoder.blocks[0].mlp.fc1, PackedLinear)

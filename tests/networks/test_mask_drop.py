@@ -160,7 +160,7 @@ def forward_flops(tokenizer: Tokenizer, mask: torch.Tensor) -> int:
 def test_operations_are_those_of_the_longest_sequence(monkeypatch: pytest.MonkeyPatch, counts: tuple[int, ...]) -> None:
     """Per image and layer 24 T W^2 of matrices and 4 T^2 W of attention, T = 1 + visible + L; all patches embedded.
 
-    In the last layer all T tokens give keys and values, 4 T W^2, and only the L latent tokens anything else.
+    In the last layer all T tokens are projected, 6 T W^2, and only the L latent tokens do anything else.
     """
     monkeypatch.setattr("maetok.networks.attention.plain_is_faster", lambda *_: True)  # the counter knows this formula
     tokenizer = small(image_size=64)
@@ -168,7 +168,7 @@ def test_operations_are_those_of_the_longest_sequence(monkeypatch: pytest.Monkey
     length = 1 + (64 - min(counts)) + 4
     layer = 24 * length * width**2 + 4 * length**2 * width
     embedding = 2 * 64 * (3 * 8 * 8) * width
-    last = 4 * length * width**2 + 20 * 4 * width**2 + 4 * length * 4 * width
+    last = 6 * length * width**2 + 18 * 4 * width**2 + 4 * length * 4 * width
     expected = batch * ((SIZE.depth - 1) * layer + last + embedding)
     assert forward_flops(tokenizer, masks(*counts, patches=64)) == expected
 
