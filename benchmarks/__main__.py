@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import performance as report
+from benchmarks.consecutive import consecutive_section, read_runs
 from benchmarks.harness import Case, Numbers, Results, run_case, short, table, write_report
 from benchmarks.performance_plots import plot_growth, plot_ratios
 
@@ -36,6 +37,9 @@ def main(args: Sequence[str] | None = None) -> None:
         "--output", default=Path("runs/bench/performance"), type=Path, help="write OUTPUT.md, .json, plots"
     )
     parser.add_argument("--numbers", type=Path, help="OUTPUT.json of an earlier run, whose cases are not run again")
+    parser.add_argument(
+        "--consecutive", nargs=2, type=Path, metavar="JSON", help="two runs whose ratios to compare in a section"
+    )
     options = parser.parse_args(args)
     options.known = json.loads(options.numbers.read_text())["repeats"] if options.numbers else {}
     chosen = [
@@ -56,6 +60,8 @@ def main(args: Sequence[str] | None = None) -> None:
     text, read = reading(options)
     if read:
         sections["Reading"], results = text, results | read
+    if options.consecutive:
+        sections["Two consecutive runs"] = consecutive_section(*read_runs(options.consecutive))
     sections["Still slow, and why"] = STILL_SLOW.read_text()
     write_report(options.output, "Performance", sections, results)
 

@@ -1,12 +1,14 @@
 """What ``python -m benchmarks`` makes of its measurements."""
 
+import json
 import math
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import growth, operators, performance, variants
+from benchmarks import consecutive, growth, operators, performance, variants
 from benchmarks.harness import Numbers
 from benchmarks.performance import Target
 
@@ -90,3 +92,17 @@ def test_flops_of_an_attention_kernel_are_counted() -> None:
 )
 def test_operators_are_sorted_by_name(operator: str, kind: str) -> None:
     assert operators.kind_of(operator) == kind
+
+
+def test_two_runs_agree_where_the_ranges_of_their_rounds_overlap(tmp_path: Path) -> None:
+    runs = ({"a": measured(2.0, 0.8), "b": measured(1.5, 0.8)}, {"a": measured(2.15, 0.8), "b": measured(1.8, 0.8)})
+    paths = (tmp_path / "first.json", tmp_path / "second.json")
+    for path, run in zip(paths, runs, strict=True):
+        repeats = {name: [numbers] for name, numbers in run.items()}
+        path.write_text(json.dumps({"repeats": repeats | {"overhead": [{"overhead_share": 0.01}]}}))
+    first, second = consecutive.read_runs(paths)
+    assert (first, second) == runs
+    text = consecutive.consecutive_section(first, second)
+    assert "of 2 ratios differ by 20.0 % at most, and the ranges of the rounds overlap for 1 of them" in text
+    assert "b, suite: 6.7 % apart" in text  # 1.6 against 1.7
+    assert "| a | suite | 2.00 (1.90 ... 2.10) | 2.15 (2.05 ... 2.25) |" in text
