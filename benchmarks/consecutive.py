@@ -18,7 +18,7 @@ def read_runs(paths: tuple[Path, Path]) -> tuple[dict[str, Numbers], dict[str, N
 
 
 def disagreement(first: Numbers, second: Numbers, name: str) -> float:
-    """How far the ranges of the rounds of two runs are apart, relative to the median of the first; 0 if they overlap."""
+    """How far the ranges of two runs are apart, relative to the median of the first; 0 if they overlap."""
     gap = max(first[f"{name} min"] - second[f"{name} max"], second[f"{name} min"] - first[f"{name} max"])
     return max(gap, 0.0) / first[name]
 

@@ -74,9 +74,7 @@ def base_tokenizer(side: int, modulated: bool = True) -> Tokenizer:
     return Tokenizer(side, latent_modulation=modulated)
 
 
-def tokenizer_inference(
-    part: Literal["encode", "decode"], precision: Precision, images: int, rounds: int, compiled: bool = False
-) -> Numbers:
+def tokenizer_inference(part: Literal["encode", "decode"], precision: Precision, images: int, rounds: int) -> Numbers:
     """Encoding or decoding at 256 px, without gradients."""
     tokenizer = base_tokenizer(256).eval()
     inputs = torch.rand(images, 3, 256, 256) * 2 - 1 if part == "encode" else torch.randn(images, 128, 32)
@@ -91,11 +89,6 @@ def tokenizer_inference(
         REFERENCE: lambda: run(lambda x: plain(tokenizer, x)),
         SUITE: lambda: run(getattr(prepared, part)),
     }
-    if compiled:
-        other = copy.deepcopy(tokenizer)
-        MaskedAutoencoder(other, {}).compile_blocks()
-        prepare(other, precision)
-        variants["suite, compiled"] = lambda: run(getattr(other, part))
     return measure(variants, precision, images, rounds)
 
 

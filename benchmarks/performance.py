@@ -52,11 +52,8 @@ def comparisons() -> list[Comparison]:
     for part in ("encode", "decode"):
         for precision, ratio in (("float32", 2.0), ("bfloat16", 1.15)):
             arguments = {"part": part, "precision": precision, "images": 2}
-            name = f"tokenizer {part}, {precision}"
-            case = network_case(name, "tokenizer_inference", compiled=True, **arguments)
-            found.append(Comparison(case, Target(ratio, "suite, compiled")))
-            eager = network_case(f"tokenizer {part}, not compiled, {precision}", "tokenizer_inference", **arguments)
-            found.append(Comparison(eager, quick=True, full=False))
+            case = network_case(f"tokenizer {part}, {precision}", "tokenizer_inference", **arguments)
+            found.append(Comparison(case, Target(ratio), quick=True))
     for precision, ratio, share in (("float32", 1.85, 0.75), ("bfloat16", 1.15, 0.7)):
         case = network_case(f"tokenizer step, {precision}", "tokenizer_step", precision=precision, images=4)
         found.append(Comparison(case, Target(ratio, "suite, compiled", share)))
