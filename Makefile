@@ -1,4 +1,4 @@
-# Every target makes or refreshes .venv first.
+# Every target but submit and clean makes or refreshes .venv first.
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 

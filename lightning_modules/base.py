@@ -152,7 +152,7 @@ class Task(LightningModule):
     on_predict_start, on_predict_end = on_validation_start, on_validation_end
 
     def on_predict_epoch_start(self) -> None:
-        """Make networks faster from now on; what is predicted stays the same.
+        """Make networks faster from now on; what is predicted stays the same but for rounding.
 
         Callbacks have read the weights by then, for the hashes that tell networks apart.
         """
