@@ -8,6 +8,7 @@ weights; nothing is downloaded. docs/planning.md explains the numbers and what t
 import argparse
 import contextlib
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -226,6 +227,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Plan what the command line asks for."""
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # which is given on purpose
+    warnings.filterwarnings("ignore", ".*copying from a non-meta parameter")  # only sizes matter
     options = parse(arguments)
     cluster = Cluster(options.nodes, options.gpus_per_node)
     config = read_config([*(f"--config={path}" for path in options.config), *options.others])
