@@ -23,7 +23,8 @@ def is_due(trainer: Trainer, every_n_steps: int) -> bool:
     if is_last_validation(trainer) or not every_n_steps:
         return is_last_validation(trainer)
     micro_batches = getattr(trainer.lightning_module, "accumulate_grad_batches", 1)
-    before = (trainer.global_step * micro_batches - int(trainer.val_check_batch)) // micro_batches
+    batches = trainer.global_step * micro_batches + getattr(trainer.lightning_module, "micro_step", 0)
+    before = (batches - int(trainer.val_check_batch)) // micro_batches
     return trainer.global_step // every_n_steps > max(0, before) // every_n_steps
 
 

@@ -129,7 +129,8 @@ class ResumableCheckpoint(Checkpoint):
         """
         if not self.keep_best or trainer.state.fn != "fit" or self.saved_step != trainer.global_step:
             return
-        value = trainer.strategy.broadcast(trainer.callback_metrics.get(self.monitor or ""))
+        metric = trainer.callback_metrics.get(self.monitor or "")
+        value = trainer.strategy.broadcast(None if metric is None else float(metric))  # not a tensor on its GPU
         if value is None:
             raise ValueError(
                 f"ResumableCheckpoint monitor={self.monitor} is not logged in validation; there are "
@@ -139,7 +140,7 @@ class ResumableCheckpoint(Checkpoint):
             path = Path(trainer.default_root_dir) / "checkpoints" / BEST_FILE
             values = json.loads(path.read_text())["values"] if path.is_file() else {}
             if math.isfinite(value):
-                values[str(trainer.global_step)] = float(value)
+                values[str(trainer.global_step)] = value
             record = {"monitor": self.monitor, "mode": self.mode, "values": values}
             write_text(json.dumps(record, indent=1), path)
             self.prune(trainer)

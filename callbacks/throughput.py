@@ -104,7 +104,7 @@ class Throughput(Callback):
         self.interval.images += images
         self.interval.flops += images * (self.model_flops_per_image or self.flops_per_image.get(self.kind, 0.0))
         self.step_ended = clock(trainer)
-        if (batch_idx + 1) % trainer.log_every_n_steps:
+        if not trainer.log_every_n_steps or (batch_idx + 1) % trainer.log_every_n_steps:
             return
         synchronize(pl_module.device)
         self.stop_clock(clock(trainer))

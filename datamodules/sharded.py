@@ -210,7 +210,8 @@ class ShardedData(LightningDataModule):
         if self.trainer is not None and self.trainer.training:
             self.position = int(batch["position"])
             self.training_batches += 1
-            if self.training_batches % self.trainer.log_every_n_steps == 0:
+            interval = self.trainer.log_every_n_steps  # 0 is never
+            if interval and self.training_batches % interval == 0:
                 self.report()
         return batch
 

@@ -90,8 +90,11 @@ class AutoencoderTask(Task):
         """The generator's optimizer first, then the discriminator's if there is one."""
         pairs = [self.generator.build(self.model, self.trainer.max_steps)]
         if self.discriminator is not None and self.discriminator_optimization is not None:
-            steps = self.trainer.max_steps - self.objective.discriminator_start
-            pairs.append(self.discriminator_optimization.build(self.discriminator, max(1, steps)))
+            self.discriminator.requires_grad_(True)  # which an earlier training may have left off
+            steps = self.trainer.max_steps
+            if steps > 0:  # or there is no end
+                steps = max(1, steps - self.objective.discriminator_start)
+            pairs.append(self.discriminator_optimization.build(self.discriminator, steps))
         return [optimizer for optimizer, _ in pairs], [schedule for _, schedule in pairs]
 
     def draw_mask(self, images: Tensor, generator: np.random.Generator) -> Tensor | None:

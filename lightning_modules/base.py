@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lightning_modules.schedules import take_options
 from maetok.cpu import tune_cpu
 from maetok.ema import EMA
 from maetok.inference import prepare_for_inference
@@ -152,12 +153,15 @@ class Task(LightningModule):
     on_predict_start, on_predict_end = on_validation_start, on_validation_end
 
     def on_predict_epoch_start(self) -> None:
-        """Make networks faster from now on; what is predicted stays the same but for rounding.
+        """Make networks faster while they predict; what comes out stays the same but for rounding."""
+        bfloat16 = self.trainer.precision == "bf16-mixed"
+        self.undo_preparation = [prepare_for_inference(it, bfloat16) for it in (self, *frozen_networks(self))]
 
-        Callbacks have read the weights by then, for the hashes that tell networks apart.
-        """
-        for network in (self, *frozen_networks(self)):
-            prepare_for_inference(network, bfloat16=self.trainer.precision == "bf16-mixed")
+    def on_predict_epoch_end(self) -> None:
+        """Give the networks their weights back."""
+        for undo in self.undo_preparation:
+            undo()
+        self.undo_preparation = []
 
     def check_image_size(self, own_size: tuple[int, int]) -> None:
         """Raise ValueError unless data and tokenizer, whose configs both state it, agree on the image size."""
@@ -176,6 +180,14 @@ class Task(LightningModule):
                 f"data.init_args.num_classes={classes}, but model.init_args.denoiser.init_args.num_classes="
                 f"{own_classes}: set both to one number"
             )
+
+    def on_train_start(self) -> None:
+        """Let the config say how optimizers go on, where a checkpoint has brought the options of its own run."""
+        optimizers, schedules = self.configure_optimizers()  # type: ignore[misc]
+        for optimizer, configured in zip(self.trainer.optimizers, optimizers, strict=True):
+            take_options(optimizer, configured)
+        for current, configured in zip(self.trainer.lr_scheduler_configs, schedules, strict=True):
+            current.scheduler.base_lrs = configured.base_lrs  # type: ignore[union-attr]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember which step the weights have."""

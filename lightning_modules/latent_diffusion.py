@@ -153,6 +153,7 @@ class LatentDiffusion(Task):
 
     def on_train_start(self) -> None:
         """Take the latents' statistics, unless a checkpoint or a published model has brought them."""
+        super().on_train_start()
         if self.checkpoint_step or self.statistics_from is not None:
             return
         index = self.trainer.datamodule.index("train")  # type: ignore[attr-defined]

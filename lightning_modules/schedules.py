@@ -1,7 +1,8 @@
-"""Learning-rate schedules over optimizer steps, as factors of the optimizer's own rate."""
+"""Learning-rate schedules over optimizer steps, as factors of the optimizer's own rate; what a continued run keeps."""
 
 import math
 
+from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -45,3 +46,13 @@ class ConstantWithWarmup(LambdaLR):
 
     def __init__(self, optimizer: Optimizer, total_steps: int, warmup_steps: int = 0) -> None:
         super().__init__(optimizer, lambda step: min(1.0, (step + 1) / max(1, warmup_steps)))
+
+
+def take_options(optimizer: Optimizer, configured: Optimizer) -> None:
+    """Give a restored optimizer the options of a new one, but its learning rate by what the schedule has left of it."""
+    for group, options in zip(optimizer.param_groups, configured.param_groups, strict=True):
+        stored, rate = group["initial_lr"], options["initial_lr"]
+        if stored != rate:
+            rank_zero_info(f"the checkpoint's learning rate of {stored:g} becomes {rate:g}, as the config says")
+            group["lr"] *= rate / stored if stored else 1.0
+        group.update({name: value for name, value in options.items() if name not in ("params", "lr")})

@@ -1,5 +1,7 @@
 """Networks that are not trained any more, made ready for sampling and encoding."""
 
+from collections.abc import Callable
+
 import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
@@ -7,6 +9,9 @@ from torch import Tensor, nn
 from maetok.networks.attention import CPU_HAS_BFLOAT16
 from maetok.networks.denoiser import ConditionedBlock
 from maetok.networks.vit import Block, ModulatedBlock
+
+Replace = Callable[[nn.Module, str, nn.Module | nn.Parameter], None]
+"""Sets an attribute of a module, and remembers what it was."""
 
 
 class PackedLinear(nn.Module):
@@ -33,7 +38,7 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(input, self.packed_weight, self.bias, activation, [], approximation)
 
 
-def prepare_for_inference(network: nn.Module, bfloat16: bool) -> None:
+def prepare_for_inference(network: nn.Module, bfloat16: bool) -> Callable[[], None]:
     """Make the linear layers of all transformer blocks faster, in place.
 
     With ``bfloat16`` they hold their weights in that dtype. Autocast converts float32 weights anew in every call, which
@@ -44,36 +49,50 @@ def prepare_for_inference(network: nn.Module, bfloat16: bool) -> None:
     before they are rounded, which makes the outputs a little more precise.
 
     Args:
-        network: any tokenizer or denoiser of the suite, which can neither be trained nor saved from then on.
+        network: any tokenizer or denoiser of the suite. It can neither be trained nor saved until this is undone.
         bfloat16: the network will run under autocast to bfloat16, and only so.
+
+    Returns:
+        A function that undoes it. It holds the weights; drop it to free their memory.
     """
+    replaced: list[tuple[nn.Module, str, nn.Module | nn.Parameter]] = []
+
+    def replace(owner: nn.Module, name: str, value: nn.Module | nn.Parameter) -> None:
+        replaced.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, value)
+
+    def undo() -> None:
+        for owner, name, original in reversed(replaced):
+            setattr(owner, name, original)
+
     for block in network.modules():
         if isinstance(block, Block | ModulatedBlock | ConditionedBlock):
             if bfloat16:
-                lower_weights(block)
+                lower_weights(block, replace)
             if block._compiled_call_impl is None:  # the compiler cannot handle packed weights
-                pack_weights(block)
+                pack_weights(block, replace)
+    return undo
 
 
-def lower_weights(block: nn.Module) -> None:
+def lower_weights(block: nn.Module, replace: Replace) -> None:
     """Keep weights and biases of all linear layers in bfloat16."""
     for module in block.modules():
         if isinstance(module, nn.Linear):
             for name in ("weight", "bias"):
                 value = getattr(module, name)
                 if value is not None:
-                    lowered = nn.Parameter(value.detach().to(torch.bfloat16), requires_grad=False)
-                    setattr(module, name, lowered)
+                    replace(module, name, nn.Parameter(value.detach().to(torch.bfloat16), requires_grad=False))
 
 
-def pack_weights(block: nn.Module) -> None:
+def pack_weights(block: nn.Module, replace: Replace) -> None:
     """Replace the plain linear layers whose products oneDNN computes, and the GELU that follows one."""
     for module in list(block.modules()):
         if isinstance(module, Mlp) and isinstance(module.act, nn.GELU) and multiplied_by_onednn(module.fc1.weight):
-            module.fc1, module.act = PackedLinear(module.fc1, module.act), nn.Identity()
+            replace(module, "fc1", PackedLinear(module.fc1, module.act))
+            replace(module, "act", nn.Identity())
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear and multiplied_by_onednn(child.weight):
-                setattr(module, name, PackedLinear(child))
+                replace(module, name, PackedLinear(child))
 
 
 def multiplied_by_onednn(weight: Tensor) -> bool:

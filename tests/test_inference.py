@@ -62,7 +62,7 @@ def packed_layers(network: nn.Module) -> int:
 def test_weights_in_bfloat16_give_what_autocast_gives(name: str) -> None:
     network, inputs = open_network(name)
     lowered = copy.deepcopy(network)
-    lower_weights(lowered)
+    lower_weights(lowered, setattr)
     with torch.autocast("cpu", torch.bfloat16):
         expected = network(*inputs)
         assert torch.equal(lowered(*inputs), expected)
@@ -115,6 +115,23 @@ def test_gelu_of_a_packed_layer(approximate: str, other: str) -> None:
     found = PackedLinear(linear, nn.GELU(approximate))(inputs)
     torch.testing.assert_close(found, nn.GELU(approximate)(linear(inputs)), atol=2e-6, rtol=2e-6)
     assert (found - nn.GELU(other)(linear(inputs))).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("bfloat16", [False, True])
+@torch.no_grad()
+def test_weights_come_back(name: str, bfloat16: bool, float32_by_onednn: bool) -> None:
+    network, inputs = open_network(name)
+    before, expected = copy.deepcopy(network.state_dict()), network(*inputs)
+    undo = prepare_for_inference(network, bfloat16)
+    again = prepare_for_inference(network, bfloat16)  # of which nothing is left to do but lower what is lowered
+    again()
+    undo()
+    assert packed_layers(network) == 0
+    after = network.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], value) and after[key].dtype == value.dtype for key, value in before.items())
+    assert torch.equal(network(*inputs), expected)
 
 
 def test_what_is_in_no_block_stays_float32() -> None:

@@ -26,6 +26,8 @@ def linear_probe_accuracy(
         iterations: limit of L-BFGS iterations; stopping there is early stopping, not an error.
         view: features of a sample flattened (paper), or of latents (n, L, C) the mean (n, C) over the tokens.
     """
+    if len(np.unique(train_labels)) == 1:  # there is nothing to learn
+        return Accuracy.of(int((test_labels == train_labels[0]).sum()), len(test_labels))
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

@@ -58,7 +58,7 @@ class GuidedVelocity:
     @property
     def breaks(self) -> tuple[float, ...]:
         """Times inside (0, 1), descending, at which the velocity jumps: for solvers that choose their steps."""
-        return tuple(t for t in reversed(self.interval) if 0.0 < t < 1.0) if self.scale > 1.0 else ()
+        return tuple(t for t in sorted({*self.interval}, reverse=True) if 0.0 < t < 1.0) if self.scale > 1.0 else ()
 
     def active(self, t: float) -> bool:
         """Whether there is guidance at time t: scale > 1 and low <= t <= high."""

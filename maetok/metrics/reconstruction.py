@@ -15,12 +15,19 @@ def reconstruction_metrics(prefix: str = "") -> "MetricCollection":
     Inputs of ``update`` are float images in [0, 1], so PSNR is in dB against a peak of 1 and L1 in units of the full
     range. States are summed over processes when computed.
     """
-    from torchmetrics import MeanAbsoluteError, MetricCollection
-    from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+    from torchmetrics import MeanAbsoluteError, MeanMetric, MetricCollection
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+    from torchmetrics.image import StructuralSimilarityIndexMeasure
+
+    class MeanPeakSignalNoiseRatio(MeanMetric):
+        """That of torchmetrics keeps a list, which processes without any image cannot exchange with the others."""
+
+        def update(self, preds: Tensor, target: Tensor) -> None:
+            super().update(peak_signal_noise_ratio(preds, target, 1.0, reduction="none", dim=(1, 2, 3)))
 
     return MetricCollection(
         {
-            "psnr": PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3)),
+            "psnr": MeanPeakSignalNoiseRatio(),
             "ssim": StructuralSimilarityIndexMeasure(data_range=1.0),
             "l1": MeanAbsoluteError(),
         },

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from maetok.networks.rope import compute_dtype
 from maetok.networks.vit import (
     Block,
+    LayerNorm,
     ModulatedBlock,
     Positions,
     TransformerSize,
@@ -64,7 +65,7 @@ class Decoder(nn.Module):
             ModulatedBlock(size, latent_channels) if latent_modulation else Block(size, layer_scale)
             for _ in range(size.depth)
         )
-        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=not latent_modulation)
+        self.norm = LayerNorm(width, eps=1e-6, elementwise_affine=not latent_modulation)
         self.output = nn.Linear(width, output_dim)
         initialize(self)
 

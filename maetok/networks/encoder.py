@@ -11,6 +11,7 @@ from maetok.networks.patches import grid_of
 from maetok.networks.rope import compute_dtype, select
 from maetok.networks.vit import (
     Block,
+    LayerNorm,
     Positions,
     TransformerSize,
     initialize,
@@ -66,7 +67,7 @@ class Encoder(nn.Module):
         self.position_table = position_table(0 if register_tokens else 1, grid, width) if has_table else None
         self.rope = rotary_embedding(positions, size, rope_theta)
         self.blocks = nn.ModuleList(Block(size, layer_scale) for _ in range(size.depth))
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.norm = LayerNorm(width, eps=1e-6)
         initialize(self)
 
     def embed(self, images: Tensor, mask: Tensor | None) -> Tensor:

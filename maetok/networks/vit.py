@@ -33,6 +33,15 @@ class TransformerSize:
         return self.width // self.num_heads
 
 
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation in the dtype of its input, also where sharded parameters come in bfloat16."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., width) -> (..., width)."""
+        weight, bias = (None if given is None else given.to(input.dtype) for given in (self.weight, self.bias))
+        return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
+
+
 class Block(nn.Module):
     """Pre-norm transformer block: attention and MLP with residual connections scaled per channel (LayerScale).
 
@@ -44,10 +53,10 @@ class Block(nn.Module):
 
     def __init__(self, size: TransformerSize, layer_scale: float = 1.0) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(size.width, eps=1e-6)
+        self.norm1 = LayerNorm(size.width, eps=1e-6)
         self.attn = Attention(size.width, size.num_heads)
         self.ls1 = LayerScale(size.width, init_values=layer_scale)
-        self.norm2 = nn.LayerNorm(size.width, eps=1e-6)
+        self.norm2 = LayerNorm(size.width, eps=1e-6)
         self.mlp = Mlp(size.width, int(size.width * size.mlp_ratio))
         self.ls2 = LayerScale(size.width, init_values=layer_scale)
 
@@ -82,9 +91,9 @@ class ModulatedBlock(nn.Module):
 
     def __init__(self, size: TransformerSize, latent_channels: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(size.width, eps=1e-6, elementwise_affine=False)
+        self.norm1 = LayerNorm(size.width, eps=1e-6, elementwise_affine=False)
         self.attn = Attention(size.width, size.num_heads)
-        self.norm2 = nn.LayerNorm(size.width, eps=1e-6, elementwise_affine=False)
+        self.norm2 = LayerNorm(size.width, eps=1e-6, elementwise_affine=False)
         self.mlp = Mlp(size.width, int(size.width * size.mlp_ratio))
         self.modulation = nn.Linear(latent_channels, 4 * size.width)
 
@@ -133,6 +142,8 @@ def run_blocks(
         activation_checkpointing: recompute the activations of each block.
         outputs: the only tokens that the last block computes, and that are returned; all if not given.
     """
+    if torch.is_autocast_enabled(tokens.device.type):
+        tokens = tokens.float()  # sums of residual branches are not rounded, nor where sharded parameters are bfloat16
     last = len(blocks) - 1
     for layer, block in enumerate(blocks):
         rotation = None if rotations is None else rotations[layer]

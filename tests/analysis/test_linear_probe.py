@@ -41,6 +41,11 @@ def test_pooled_view_is_the_probe_of_the_mean() -> None:
     assert probe(latents, labels, view="pooled") == probe(latents.mean(axis=1), labels)
 
 
+def test_a_single_class_is_predicted_without_learning() -> None:
+    labels = np.where(np.arange(600) < 500, 3, 4)
+    assert probe(np.zeros((600, 2)), labels) == Accuracy.of(100, 200)
+
+
 def test_features_do_not_have_to_be_scaled() -> None:
     generator = np.random.default_rng(2)
     labels = generator.integers(0, 2, 600)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
 
 from callbacks import LinearProbe, ReconstructionMetrics, ResumableCheckpoint, StepProgressBar
@@ -15,6 +16,7 @@ from callbacks.compare_runs import table
 from callbacks.reconstruction_pictures import picture_grid, save_png
 from maetok.metrics import reconstruction_metrics, to_unit_range
 from tests.callbacks.fakes import Task, validating
+from tests.helpers import run_subprocess
 
 
 def test_reconstruction_metrics_count_every_valid_sample_once() -> None:
@@ -37,6 +39,34 @@ def test_reconstruction_metrics_count_every_valid_sample_once() -> None:
     callback.on_validation_batch_end(None, task, None, {"images": images, "valid": torch.ones(5).bool()}, 0)
     callback.on_validation_epoch_end(None, task)
     assert task.logged["validation/psnr"] == pytest.approx(psnr.item(), abs=1e-4)
+
+
+PROGRAM = """
+import sys
+import torch.multiprocessing
+from tests.callbacks.test_callbacks import two_processes
+if __name__ == "__main__":
+    torch.multiprocessing.spawn(two_processes, (sys.argv[1],), nprocs=2)
+"""
+
+
+def two_processes(rank: int, folder: str) -> None:
+    """Only the first one gets images."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    metrics = reconstruction_metrics()
+    if rank == 0:
+        images = torch.rand(3, 3, 16, 16)
+        metrics.update(images / 2, images)
+    found = {name: float(value) for name, value in metrics.compute().items()}
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+
+
+def test_a_process_without_images_gets_the_numbers_of_the_others(tmp_path: Path) -> None:
+    run_subprocess(PROGRAM, tmp_path, str(tmp_path))
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert 10 < first["psnr"] < 12.5  # half of a uniform number is 0.29 off: 10.8 dB
+    assert first["l1"] == pytest.approx(0.25, abs=0.02)
 
 
 def test_perfect_and_out_of_range_reconstructions() -> None:

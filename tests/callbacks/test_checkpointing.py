@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import DataLoader
 
 from callbacks import ResumableCheckpoint
@@ -73,6 +74,16 @@ def test_the_best_is_found_again_after_a_restart(tmp_path: Path) -> None:
     assert kept(tmp_path) == [4, 8, 12]
     assert resolve_checkpoint("best", tmp_path, "test") == str(complete_checkpoints(tmp_path)[0])
     assert resolve_checkpoint("last", tmp_path, "test") == str(complete_checkpoints(tmp_path)[2])
+
+
+def test_processes_agree_on_a_number_not_on_a_tensor_of_one_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = []
+    monkeypatch.setattr(SingleDeviceStrategy, "broadcast", lambda self, value, src=0: sent.append(value) or value)
+    train(tmp_path, steps=4, every_n_steps=2, keep_best=1, monitor="metric")
+    assert [value for value in sent if isinstance(value, float)]
+    assert not [value for value in sent if isinstance(value, torch.Tensor)]
 
 
 def test_what_is_not_measured_has_no_best(tmp_path: Path) -> None:

@@ -90,6 +90,19 @@ def test_validations_that_never_hit_a_multiple_measure_after_it() -> None:
     assert due == {350: [5000, 10_000, 15_000, 20_000, 25_000], 12_000: [15_000, 25_000]}
 
 
+def test_each_multiple_counts_once_where_validations_fall_within_a_step() -> None:
+    """A validation every 6 micro-batches, of which a step has 4."""
+    due = []
+    for batches in range(6, 66, 6):
+        task = SimpleNamespace(accumulate_grad_batches=4, micro_step=batches % 4)
+        trainer = validating(
+            *samples(), state=SimpleNamespace(fn="fit"), global_step=batches // 4, max_steps=500_000,
+            val_check_batch=6, lightning_module=task,
+        )  # fmt: skip
+        due += [batches // 4] * is_due(trainer, 3)
+    assert due == [3, 6, 9, 12, 15]
+
+
 @pytest.mark.parametrize("experiment", ["digits_tokenizer", "imagenet256_maetok_b128"])
 def test_the_overlay_attaches_it(experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
     overlays = [f"--config={ROOT}/configs/overlay/{name}.yaml" for name in ("early_signal", "analysis")]

@@ -132,6 +132,11 @@ def test_validation_and_the_batch_after_it_do_not_count(monkeypatch: pytest.Monk
     assert steps[3]["throughput/data_wait_share"] == pytest.approx((1 + 7) / seconds)
 
 
+def test_nothing_is_logged_where_lightning_logs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    assert fit(clock, Throughput(1000.0), TwoKinds(clock), log_every_n_steps=0) == [{}] * 4
+
+
 def test_compiled_steps_are_not_counted_but_can_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     steps = fit(clock, Throughput(1000.0), TwoKinds(clock, compiled=True), log_every_n_steps=4)

@@ -57,6 +57,7 @@ def test_interval_includes_its_ends() -> None:
     assert denoiser.rows == [3, 3, 6, 6, 6, 3, 3]
     assert velocity.breaks == (0.75, 0.25)
     assert GuidedVelocity(denoiser, LABELS, 2.0, (0.0, 0.75), NULL).breaks == (0.75,)
+    assert GuidedVelocity(denoiser, LABELS, 2.0, (0.25, 0.25), NULL).breaks == (0.25,)  # one moment: one jump
     assert GuidedVelocity(denoiser, LABELS, 1.0, (0.25, 0.75)).breaks == ()
 
 

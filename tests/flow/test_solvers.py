@@ -120,6 +120,9 @@ def test_adaptive_solver_stops_at_the_edges_of_guidance() -> None:
     samples = Dopri5()(velocity, torch.zeros(2, 1, 1))
     torch.testing.assert_close(samples, torch.full((2, 1, 1), -0.6 - 3 * 0.4, dtype=torch.float64))
     assert len(calls) < 100
+    moment = GuidedVelocity(denoiser, torch.zeros(2, dtype=torch.int64), 3.0, (0.3, 0.3), null_label=1)
+    unguided = Dopri5()(moment, torch.zeros(2, 1, 1))
+    torch.testing.assert_close(unguided, torch.full((2, 1, 1), -1.0, dtype=torch.float64))
 
 
 def test_adaptive_error_is_that_of_the_worst_sample() -> None:

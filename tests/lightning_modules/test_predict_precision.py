@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader
 
-from lightning_modules import LatentEncoding
+from lightning_modules import LatentDiffusion, LatentEncoding
 from lightning_modules.base import Task
 from maetok.inference import PackedLinear
 from tests.strategies.runs import build, tokenizer
@@ -29,11 +29,26 @@ def diffusion() -> Task:
     return task
 
 
-def predictions(task: Task, folder: Path, precision: Any) -> torch.Tensor:
+class PackedDtypes(Callback):
+    """Of the linear layers that are packed while predicting: in the network that predicts, and in the decoder."""
+
+    def on_predict_batch_start(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        networks = [pl_module.tokenizer]
+        if isinstance(pl_module, LatentDiffusion):
+            networks = [pl_module.averaged_denoiser, pl_module.tokenizer.network.decoder]
+        self.dtypes = [
+            {module.packed_weight.dtype for module in network.modules() if isinstance(module, PackedLinear)}
+            for network in networks
+        ]
+
+
+def predictions(task: Task, folder: Path, precision: Any) -> tuple[torch.Tensor, list[set[torch.dtype]]]:
+    packed = PackedDtypes()
     trainer = Trainer(
-        accelerator="cpu", precision=precision, logger=False, enable_progress_bar=False, default_root_dir=folder
-    )
-    return torch.cat(trainer.predict(task, DataLoader(ROWS, 3))).float()
+        accelerator="cpu", precision=precision, logger=False, enable_progress_bar=False, default_root_dir=folder,
+        callbacks=[packed],
+    )  # fmt: skip
+    return torch.cat(trainer.predict(task, DataLoader(ROWS, 3))).float(), packed.dtypes
 
 
 @pytest.mark.parametrize("name", ["sampling", "encoding"])
@@ -42,17 +57,19 @@ def test_outputs_are_those_of_unprepared_networks(tmp_path: Path, monkeypatch: p
         torch.manual_seed(0)
         return diffusion() if name == "sampling" else LatentEncoding(tokenizer())
 
-    bfloat16, float32 = task(), task()
-    found = {"bf16-mixed": predictions(bfloat16, tmp_path, "bf16-mixed")}
-    found["32-true"] = predictions(float32, tmp_path, "32-true")
-    monkeypatch.setattr("lightning_modules.base.prepare_for_inference", lambda *_, **__: None)
-    expected = {precision: predictions(task(), tmp_path, precision) for precision in found}
+    found, expected = {}, {}
+    for precision, dtype in (("bf16-mixed", torch.bfloat16), ("32-true", torch.float32)):
+        predicting = task()
+        before = {key: value.clone() for key, value in predicting.state_dict().items()}
+        found[precision], packed = predictions(predicting, tmp_path, precision)
+        assert packed == [{dtype}] * len(packed)
+        assert all(torch.equal(before[key], value) for key, value in predicting.state_dict().items())
+        again, _ = predictions(predicting, tmp_path, precision)
+        assert torch.equal(again, found[precision])
+        with monkeypatch.context() as patch:
+            patch.setattr("lightning_modules.base.prepare_for_inference", lambda *_: lambda: None)
+            expected[precision], packed = predictions(task(), tmp_path, precision)
+        assert packed == [set()] * len(packed)
     assert (found["32-true"] - expected["32-true"]).abs().mean() < 1e-5 * expected["32-true"].std()
     error = (expected["bf16-mixed"] - expected["32-true"]).norm()
     assert 0 < (found["bf16-mixed"] - expected["32-true"]).norm() < 1.1 * error
-    for prepared, dtype in ((bfloat16, torch.bfloat16), (float32, torch.float32)):
-        network = prepared.averaged_denoiser if name == "sampling" else prepared.tokenizer
-        packed = [module for module in network.modules() if isinstance(module, PackedLinear)]
-        assert {layer.packed_weight.dtype for layer in packed} == {dtype}
-        if name == "sampling":  # its decoder too
-            assert isinstance(prepared.tokenizer.network.decoder.blocks[0].mlp.fc1, PackedLinear)

@@ -117,6 +117,19 @@ def test_discriminator_is_not_run_before_its_start_and_frozen_for_the_generator(
     assert model.discriminator.calls == [(4, False), (8, True)] * 2
 
 
+def test_a_task_can_be_trained_again_after_its_discriminator_was_frozen(tmp_path: Path) -> None:
+    model = task(start=2)
+    fit(model, tmp_path, 1)
+    trainer = fit(model, tmp_path, 3)
+    assert {int(state["step"]) for state in trainer.optimizers[1].state.values()} == {1}
+
+
+def test_a_discriminator_schedule_that_needs_an_end_is_refused_without_one(tmp_path: Path) -> None:
+    constant = Optimization(partial(torch.optim.AdamW, lr=1e-3), ConstantWithWarmup)
+    with pytest.raises(ValueError, match="a cosine schedule needs a known number of steps, got -1"):
+        fit(task(generator=constant), tmp_path, -1)
+
+
 def test_without_adversarial_weight_there_is_no_discriminator(tmp_path: Path) -> None:
     model = task(adversarial=0.0)
     assert model.discriminator is None

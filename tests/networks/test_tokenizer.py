@@ -198,3 +198,15 @@ def test_bottleneck_losses_come_through_and_tokenizers_can_be_copied_after_train
     output = model(torch.randn(2, 3, 32, 32))
     assert output.losses["kl"] > 0
     copy.deepcopy(model)
+
+
+@pytest.mark.parametrize("modulation", [False, True])
+def test_sums_of_residual_branches_are_float32_also_where_sharded_parameters_are_bfloat16(modulation: bool) -> None:
+    tokenizer = Tokenizer(32, 8, 4, encoder=SIZE, decoder=SIZE, latent_modulation=modulation).bfloat16()
+    seen = []
+    for blocks in (tokenizer.encoder.blocks, tokenizer.decoder.blocks):
+        for block in blocks:
+            block.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        tokenizer(torch.rand(1, 3, 32, 32))
+    assert seen == [torch.float32] * 2 * SIZE.depth
