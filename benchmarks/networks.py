@@ -167,13 +167,18 @@ def sit_forward(size: str, tokens: int, precision: Precision, images: int, round
 def sit_step(size: str, tokens: int, precision: Precision, images: int, rounds: int) -> Numbers:
     """A training step on velocities; of XL, whose optimizer state alone has 5.4 GB, without the update."""
     model = sit(size, tokens)
-    training, inputs = Training(model, updates=size != "XL"), sit_inputs(model, images)
-    target = torch.randn(images, *ARRANGEMENTS[tokens])
+    compiled = copy.deepcopy(model)
+    compiled.compile_blocks()
+    training, other = (Training(it, updates=size != "XL") for it in (model, compiled))
+    inputs, target = sit_inputs(model, images), torch.randn(images, *ARRANGEMENTS[tokens])
+
+    def loss(velocity: Callable[..., Tensor]) -> Tensor:
+        return (velocity(*inputs).float() - target).square().mean()
+
     variants: dict[str, Call] = {
-        REFERENCE: lambda: training.reference_step(
-            lambda: (reference.velocity(model, *inputs).float() - target).square().mean(), precision
-        ),
-        SUITE: lambda: training.suite_step(lambda: (model(*inputs).float() - target).square().mean(), precision),
+        REFERENCE: lambda: training.reference_step(lambda: loss(partial(reference.velocity, model)), precision),
+        SUITE: lambda: training.suite_step(lambda: loss(model), precision),
+        "suite, compiled": lambda: other.suite_step(lambda: loss(compiled), precision),
     }
     return measure(variants, precision, images, rounds)
 
