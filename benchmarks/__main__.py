@@ -30,7 +30,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Command line entry."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--full", action="store_true", help="all cases, about an hour; otherwise a few minutes")
-    parser.add_argument("--rounds", default=3, type=int, help="rounds of each case")
+    parser.add_argument("--rounds", default=5, type=int, help="rounds of each case; fewer of the longest")
     parser.add_argument("--only", default="", help="run only cases whose name contains this")
     parser.add_argument("--folder", default=Path("runs/bench"), type=Path, help="where data that is read is kept")
     parser.add_argument(
@@ -84,7 +84,7 @@ def description(rounds: int) -> str:
     )
     instructions = "AMX" if torch.cpu._is_amx_tile_supported() else "AVX-512 bfloat16"
     has = instructions if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else "neither"
-    return f"{model} ({has}), torch {torch.__version__}. {rounds} rounds. {METHOD}"
+    return f"{model} ({has}), torch {torch.__version__}. {rounds} rounds, fewer of the longest cases. {METHOD}"
 
 
 def cpu_lines() -> list[str]:

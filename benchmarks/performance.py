@@ -73,7 +73,8 @@ def comparisons() -> list[Comparison]:
                 variant = SUITE if noun == "forward" else "suite, compiled"
                 needed = 1.0 if size == "B" and noun == "forward" and precision == "bfloat16" else ratio
                 target = Target(needed, variant)
-                found.append(Comparison(case, target, quick=size == "B" and noun == "forward"))
+                quick = size == "B" and noun == "forward"
+                found.append(Comparison(case, target, quick=quick, most_rounds=3 if size == "XL" else 100))
     for images, ratio in ((1, 1.35), (16, 1.0)):
         arguments = {"size": "XL", "tokens": 128, "precision": "bfloat16", "images": images}
         case = network_case(f"SiT-XL forward, batch {images}, bfloat16", "sit_forward", **arguments)
