@@ -49,8 +49,13 @@ def select(rotation: Rotation, positions: Tensor) -> Rotation:
 
 def compute_dtype(reference: Tensor) -> torch.dtype:
     """The dtype in which a linear layer returns its result for ``reference``: autocast's dtype, or its own."""
+    return torch.get_autocast_dtype(reference.device.type) if autocasts(reference) else reference.dtype
+
+
+def autocasts(reference: Tensor) -> bool:
+    """Whether operations on the device of ``reference`` run under autocast, which the meta device does not know."""
     device = reference.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else reference.dtype
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 class MixedRotaryEmbedding2d(nn.Module):

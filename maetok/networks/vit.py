@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from maetok.networks.attention import Attention
-from maetok.networks.rope import MixedRotaryEmbedding2d, Rotation
+from maetok.networks.rope import MixedRotaryEmbedding2d, Rotation, autocasts
 
 Positions = Literal["rotary", "absolute", "both"]
 """Position information on image tokens: rotary angles in attention, a learned table added at the input, or both."""
@@ -142,7 +142,7 @@ def run_blocks(
         activation_checkpointing: recompute the activations of each block.
         outputs: the only tokens that the last block computes, and that are returned; all if not given.
     """
-    if torch.is_autocast_enabled(tokens.device.type):
+    if autocasts(tokens):
         tokens = tokens.float()  # sums of residual branches are not rounded, nor where sharded parameters are bfloat16
     last = len(blocks) - 1
     for layer, block in enumerate(blocks):
