@@ -55,8 +55,10 @@ def comparisons() -> list[Comparison]:
             case = network_case(f"tokenizer {part}, {precision}", "tokenizer_inference", **arguments)
             found.append(Comparison(case, Target(ratio), quick=True))
     for precision, ratio, share in (("float32", 1.85, 0.75), ("bfloat16", 1.15, 0.7)):
-        case = network_case(f"tokenizer step, {precision}", "tokenizer_step", precision=precision, images=4)
-        found.append(Comparison(case, Target(ratio, "suite, compiled", share)))
+        for images, target in ((2, Target(ratio, "suite, compiled", share)), (4, None)):
+            name = f"tokenizer step, batch {images}, {precision}"
+            case = network_case(name, "tokenizer_step", precision=precision, images=images)
+            found.append(Comparison(case, target))
         eager = network_case(
             f"tokenizer step, not compiled, {precision}",
             "tokenizer_step",
