@@ -46,8 +46,8 @@ def network_case(name: str, function: str, **arguments: object) -> Case:
     return Case(name, f"benchmarks.networks:{function}", arguments)
 
 
-def comparisons() -> list[Comparison]:
-    """Suite against reference, in the order of the table."""
+def tokenizer_comparisons() -> list[Comparison]:
+    """Encoding, decoding and training steps."""
     found = []
     for part in ("encode", "decode"):
         for precision, ratio in (("float32", 2.0), ("bfloat16", 1.15)):
@@ -67,6 +67,12 @@ def comparisons() -> list[Comparison]:
             compiled=False,
         )
         found.append(Comparison(eager, quick=True, full=False))
+    return found
+
+
+def denoiser_comparisons() -> list[Comparison]:
+    """Forward passes and training steps of SiT."""
+    found = []
     for size, images in (("B", 8), ("XL", 4)):
         for function, noun, ratios in (("sit_forward", "forward", (1.9, 1.1)), ("sit_step", "step", (1.9, 1.0))):
             for precision, ratio in zip(("float32", "bfloat16"), ratios, strict=True):
@@ -88,6 +94,12 @@ def comparisons() -> list[Comparison]:
             variant = SUITE if noun == "forward" else "suite, compiled"
             target = Target(2.0, variant) if precision == "float32" else None
             found.append(Comparison(case, target, most_rounds=2))
+    return found
+
+
+def comparisons() -> list[Comparison]:
+    """Suite against reference, in the order of the table."""
+    found = tokenizer_comparisons() + denoiser_comparisons()
     for precision, ratio in (("float32", 3.6), ("bfloat16", 2.1)):
         case = network_case(
             f"SiT-B guided sampling, {precision}", "guided_sampling", size="B", precision=precision, images=2
