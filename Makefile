@@ -22,11 +22,11 @@ demo: .venv/installed ## all stages on the digits: tokenizer (beside a plain aut
 	$(BIN)/python main.py predict --config configs/experiment/digits_samples.yaml \
 		--experiment digits_samples_unguided --model.init_args.sampling.guidance_scale 1.0 \
 		--trainer.callbacks.output runs/digits_samples_unguided/samples
-	$(BIN)/python -m callbacks.compare_runs runs/digits_tokenizer runs/digits_ae runs/digits_decoder
-	$(BIN)/python -m benchmarks.demo_report
+	$(BIN)/python -m tools.compare_runs runs/digits_tokenizer runs/digits_ae runs/digits_decoder
+	$(BIN)/python -m tools.demo_report
 
 study: .venv/installed
-	$(BIN)/python -m benchmarks.study --profile $(or $(PROFILE),quick)
+	$(BIN)/python -m tools.study --profile $(or $(PROFILE),quick)
 
 bench: .venv/installed ## the suite's speed beside a plain version of the same networks, a few minutes; FULL=1 for all
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(if $(FULL),--full)

@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks import Heartbeat
-from callbacks.checkpointing import resolve_checkpoint
+from callbacks.resilience.checkpointing import resolve_checkpoint
 from callbacks.trainer_setup import trainer_defaults, with_slurm
 from strategies.meta_device import build_trained_network  # and the package registers strategies
 

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import performance as report
-from benchmarks.consecutive import consecutive_section, read_runs
 from benchmarks.harness import Case, Numbers, Results, run_case, short, table, write_report
-from benchmarks.performance_plots import plot_growth, plot_ratios
+from benchmarks.speed import report
+from benchmarks.speed.consecutive import consecutive_section, read_runs
+from benchmarks.speed.plots import plot_growth, plot_ratios
 
 STILL_SLOW = Path(__file__).with_name("still_slow.md")
 METHOD = (
     "All is measured on one thread, in CPU-seconds. In each round all variants of a case run once, so a ratio compares "
-    "neighbours in time; given are median, smallest and largest. The reference is `benchmarks/reference.py`: the same "
+    "neighbours in time; given are median, smallest and largest. The reference is `benchmarks/speed/reference.py`: the same "
     "networks and weights written plainly, run with PyTorch's default settings, and equal within 1e-5 "
     "(`tests/benchmarks/test_reference.py`). The limit is the rate of one large matrix product of that dtype in the "
     "same rounds. FLOPs are counted by torch, those of attention included."
@@ -150,7 +150,7 @@ def operators(options: argparse.Namespace) -> tuple[str, dict[str, Numbers]]:
         name = f"operators of the tokenizer step, {precision}"
         if options.full and options.only in name:
             arguments = {"precision": precision, "images": 4, "compiled": True}
-            found[name] = run(Case(name, "benchmarks.operators:step_operators", arguments), options)
+            found[name] = run(Case(name, "benchmarks.speed.operators:step_operators", arguments), options)
     if not found:
         return "", {}
     kinds = next(iter(found.values()))
@@ -162,7 +162,7 @@ def operators(options: argparse.Namespace) -> tuple[str, dict[str, Numbers]]:
 def reading(options: argparse.Namespace) -> tuple[str, Results]:
     """Images and latents per CPU-second."""
     from benchmarks.harness import run_cases
-    from benchmarks.system import reading_cases
+    from benchmarks.speed.system import reading_cases
 
     if options.only and options.only not in "reading":
         return "", {}
@@ -182,7 +182,7 @@ def overhead(options: argparse.Namespace) -> tuple[str, dict[str, Numbers]]:
     name = "overhead of a step"
     if not options.full or options.only not in name:
         return "", {}
-    numbers = run(Case(name, "benchmarks.overhead:measure_overhead"), options)
+    numbers = run(Case(name, "benchmarks.speed.overhead:measure_overhead"), options)
     shares = [
         f"| {key.removesuffix('_share')} | {100 * value:.2f} % |" for key, value in numbers.items() if "share" in key
     ]

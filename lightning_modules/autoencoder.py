@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.base import Optimization, Task
-from maetok.ema import EMA
 from maetok.losses.diff_augment import UNIFORM_NUMBERS
 from maetok.losses.objective import ReconstructionObjective
 from maetok.networks import MaskedAutoencoder, random_mask
-from maetok.networks.patches import grid_of
+from maetok.networks.layers.patches import grid_of
+from maetok.training.ema import EMA
 
 Terms = dict[str, tuple[float, Tensor]]
 """Losses by name: weight, and the scalar before weighting."""

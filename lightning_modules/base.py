@@ -17,13 +17,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_modules.schedules import take_options
-from maetok.cpu import tune_cpu
-from maetok.ema import EMA
-from maetok.inference import prepare_for_inference
-from maetok.networks.attention import CPU_HAS_BFLOAT16
-from maetok.pretrained import frozen_networks
-from maetok.sharding import average_gradients, broadcast_from_first, gather, is_sharded, reshard, shard, whole
-from maetok.step_guard import StepGuard
+from maetok.networks.inference import prepare_for_inference
+from maetok.networks.layers.attention import CPU_HAS_BFLOAT16
+from maetok.networks.pretrained import frozen_networks
+from maetok.runtime.cpu import tune_cpu
+from maetok.training.ema import EMA
+from maetok.training.sharding import average_gradients, broadcast_from_first, gather, is_sharded, reshard, shard, whole
+from maetok.training.step_guard import StepGuard
 
 
 @dataclass

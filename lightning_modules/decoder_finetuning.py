@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from lightning_modules.autoencoder import AutoencoderTask, Terms
 from lightning_modules.base import Optimization
-from maetok.checkpoints import InitFrom
+from maetok.checkpoints.runs import InitFrom
 from maetok.losses.objective import ReconstructionObjective
 from maetok.networks import MaskedAutoencoder, Tokenizer
-from maetok.networks.patches import grid_of, unpatchify
+from maetok.networks.layers.patches import grid_of, unpatchify
 
 
 class DecoderFinetuning(AutoencoderTask):

@@ -20,14 +20,15 @@ from lightning_modules.sampling import (
     published_statistics,
 )
 from maetok.analysis.statistics import ChannelStatistics
-from maetok.checkpoints import InitFrom, weights_hash
-from maetok.distributed import gather_over_ranks
-from maetok.ema import EMA
+from maetok.checkpoints.runs import InitFrom
 from maetok.flow import FlowObjective, index_noise, sample
 from maetok.metrics import to_uint8
 from maetok.networks import Denoiser, Tokenizer, drop_labels
-from maetok.networks.normalizer import LatentNormalizer
-from maetok.pretrained import Frozen
+from maetok.networks.denoiser.normalizer import LatentNormalizer
+from maetok.networks.pretrained import Frozen
+from maetok.networks.weights import weights_hash
+from maetok.runtime.distributed import gather_over_ranks
+from maetok.training.ema import EMA
 
 VALIDATION_SEED = 0  # the noise of validation is the same in all runs, so that they compare
 

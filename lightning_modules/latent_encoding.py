@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.base import Task
-from maetok.checkpoints import InitFrom
+from maetok.checkpoints.runs import InitFrom
 from maetok.networks import Tokenizer
 
 

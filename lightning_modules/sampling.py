@@ -8,11 +8,12 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from maetok.checkpoints import InitFrom, on_meta_device
+from maetok.checkpoints.runs import InitFrom
 from maetok.flow import Euler, Solver
 from maetok.hub import latent_statistics
 from maetok.networks import Denoiser, Tokenizer
-from maetok.pretrained import Frozen
+from maetok.networks.pretrained import Frozen
+from maetok.networks.weights import on_meta_device
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from lightning_modules.base import Optimization
 from maetok.losses import masked_prediction_loss
 from maetok.losses.objective import ReconstructionObjective
 from maetok.networks import FeatureTarget, MaskedAutoencoder, MaskRatio, Tokenizer
-from maetok.networks.patches import grid_of
+from maetok.networks.layers.patches import grid_of
 
 
 class TokenizerTraining(AutoencoderTask):

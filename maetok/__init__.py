@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from maetok.flow.sampling import sample
-    from maetok.hub import latent_statistics
-    from maetok.networks.lightning_dit import LightningDiT
-    from maetok.networks.sit import SiT
-    from maetok.networks.tokenizer import Tokenizer
+    from maetok.networks.denoiser.lightning_dit import LightningDiT
+    from maetok.networks.denoiser.sit import SiT
+    from maetok.networks.folder import latent_statistics
+    from maetok.networks.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["LightningDiT", "SiT", "Tokenizer", "latent_statistics", "sample"]
 
-HOMES = {"latent_statistics": "maetok.hub", "sample": "maetok.flow.sampling"}
+HOMES = {"latent_statistics": "maetok.networks.folder", "sample": "maetok.flow.sampling"}
 """Where names are from that are no networks."""
 
 

@@ -12,8 +12,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from maetok.checkpoint_files import CheckpointFiles
-from maetok.restoring import restore
+from maetok.checkpoints.files import CheckpointFiles
+from maetok.checkpoints.restoring import restore
 
 
 class FSDP2Strategy(ModelParallelStrategy):

@@ -26,7 +26,7 @@ def build_trained_network(cli: LightningCLI) -> None:
     Raises:
         ValueError: on every process, if it is not known what the task trains.
     """
-    from maetok.export import TRAINED, imported  # knows all networks; --help should not wait for them
+    from maetok.hub.export import TRAINED, imported  # knows all networks; --help should not wait for them
 
     config = cli.config[cli.subcommand]
     strategy = config.trainer.strategy

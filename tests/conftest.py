@@ -16,7 +16,7 @@ def _seed() -> None:
 @pytest.fixture(scope="session")
 def digits_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The digits, packed once for the whole run."""
-    from datamodules.pack import pack_digits
+    from datamodules.pack.digits import pack_digits
 
     root = tmp_path_factory.mktemp("digits")
     pack_digits(root)

@@ -10,9 +10,9 @@ import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
-from callbacks.checkpointing import complete_checkpoints, resolve_checkpoint
+from callbacks.resilience.checkpointing import complete_checkpoints, resolve_checkpoint
 from main import MAETokCLI, main
-from tests.helpers import EXPERIMENTS, ROOT, TINY, run
+from tests.support.helpers import EXPERIMENTS, ROOT, TINY, run
 
 DIGITS = f"--config={EXPERIMENTS / 'digits_tokenizer.yaml'}"
 

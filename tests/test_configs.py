@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from datamodules import LatentShards, Loading
 from main import main
-from tests.helpers import EXPERIMENTS, ROOT, run
+from tests.support.helpers import EXPERIMENTS, ROOT, run
 
 CONFIGS = ROOT / "configs"
 ABLATIONS = sorted(path.stem for path in (CONFIGS / "ablation").glob("*.yaml"))
@@ -225,7 +225,7 @@ def test_imagenet_tokenizer_has_176_million_parameters(capsys: pytest.CaptureFix
 @pytest.mark.parametrize("name", ["tiny", "small", "base", "large"])
 def test_sizes_are_those_of_the_published_names(name: str) -> None:
     from maetok.networks import TransformerSize
-    from maetok.published_format import BACKBONES
+    from maetok.networks.tokenizer.published import BACKBONES
 
     values = yaml.safe_load((CONFIGS / "size" / f"{name}.yaml").read_text())
     assert TransformerSize(**values) == BACKBONES[name]

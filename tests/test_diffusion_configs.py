@@ -16,10 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightning_modules import LatentDiffusion, Sampling
 from maetok import Tokenizer
-from maetok.export import export
 from maetok.flow import Euler
+from maetok.hub.export import export
 from main import main
-from tests.helpers import EXPERIMENTS, ROOT, run
+from tests.support.helpers import EXPERIMENTS, ROOT, run
 
 CONFIGS = ROOT / "configs"
 TINY_DIFFUSION, TINY_SAMPLES = (CONFIGS / "overlay" / f"tiny_{name}.yaml" for name in ("diffusion", "samples"))

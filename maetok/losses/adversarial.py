@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maetok.distributed import mean_over_ranks
 from maetok.losses.diff_augment import DiffAugment
+from maetok.runtime.distributed import mean_over_ranks
 
 Discriminator = Callable[[Tensor], Tensor]
 AdversarialForm = Literal["hinge", "non_saturating"]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maetok.distributed import mean_over_ranks
+from maetok.runtime.distributed import mean_over_ranks
 
 
 def masked_prediction_loss(

@@ -7,7 +7,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from maetok.distributed import gather_over_ranks
 from maetok.losses import LPIPSLoss
 from maetok.metrics.features import feature_network
 from maetok.metrics.gaussians import Gaussian
@@ -16,7 +15,8 @@ from maetok.metrics.inception_score import inception_score
 from maetok.metrics.precision_recall import precision_recall
 from maetok.metrics.protocols import EvaluationProtocol, Measurement
 from maetok.metrics.reconstruction import similarities
-from maetok.pretrained import Frozen
+from maetok.networks.pretrained import Frozen
+from maetok.runtime.distributed import gather_over_ranks
 
 Rows = Mapping[str, Tensor]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maetok.distributed import gather_over_ranks, sum_over_ranks
+from maetok.runtime.distributed import gather_over_ranks, sum_over_ranks
 
 
 def frechet_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor, other_covariance: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from maetok.distributed import gather_over_ranks
 from maetok.metrics.gaussians import Moments
+from maetok.runtime.distributed import gather_over_ranks
 
 
 class ImageSet:

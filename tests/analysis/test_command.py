@@ -14,8 +14,8 @@ from maetok.analysis.command import compare_modes, load, main, short_names
 from maetok.analysis.modes import analyse_modes, read_json
 from maetok.analysis.projection import PrincipalComponents
 from maetok.analysis.subsets import class_balanced
-from tests.latents import MeanColours, write_cache
-from tests.shards import write_shards
+from tests.support.latents import MeanColours, write_cache
+from tests.support.shards import write_shards
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import overhead
-from benchmarks.overhead import Clocks, clocks, shares
-from maetok.step_guard import StepGuard
+from benchmarks.speed import overhead
+from benchmarks.speed.overhead import Clocks, clocks, shares
+from maetok.training.step_guard import StepGuard
 
 
 def test_shares_leave_out_the_loader_and_add_up() -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import consecutive, growth, operators, performance, variants
 from benchmarks.harness import Numbers
-from benchmarks.performance import Target
+from benchmarks.speed import consecutive, growth, operators, variants
+from benchmarks.speed import report as performance
+from benchmarks.speed.report import Target
 
 
 def burn(seconds: float) -> None:
@@ -71,7 +72,7 @@ def test_the_table_gives_spread_and_target_and_says_what_was_missed() -> None:
 
 
 def test_every_case_names_a_function_and_every_target_a_variant() -> None:
-    from benchmarks import networks
+    from benchmarks.speed import networks
 
     cases = performance.comparisons()
     assert len({it.case.name for it in cases}) == len(cases)

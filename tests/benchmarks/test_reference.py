@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import reference
+from benchmarks.speed import reference
 from maetok import SiT, Tokenizer
-from maetok.ema import EMA
 from maetok.flow import Euler, sample
 from maetok.networks import MaskedAutoencoder, TransformerSize
+from maetok.training.ema import EMA
 
 SIZE = TransformerSize(64, 3, 4)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from lightning_modules import LatentEncoding
-from tests.latents import write_cache
 from tests.lightning_modules.test_latent_diffusion import tokenizer
-from tests.shards import write_shards
+from tests.support.latents import write_cache
+from tests.support.shards import write_shards
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ import torch.distributed as dist
 from PIL import Image
 
 from callbacks import LinearProbe, ReconstructionMetrics, ResumableCheckpoint, StepProgressBar
-from callbacks.compare_runs import main as compare_runs
-from callbacks.compare_runs import table
-from callbacks.reconstruction_pictures import picture_grid, save_png
+from callbacks.pictures.drawing import picture_grid, save_png
 from maetok.metrics import reconstruction_metrics, to_unit_range
-from tests.callbacks.fakes import Task, validating
-from tests.helpers import run_subprocess
+from tests.support.fakes import Task, validating
+from tests.support.helpers import run_subprocess
+from tools.compare_runs import main as compare_runs
+from tools.compare_runs import table
 
 
 def test_reconstruction_metrics_count_every_valid_sample_once() -> None:

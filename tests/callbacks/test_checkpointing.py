@@ -10,8 +10,8 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import DataLoader
 
 from callbacks import ResumableCheckpoint
-from callbacks.checkpointing import resolve_checkpoint
-from maetok.checkpoints import complete_checkpoints, step_of
+from callbacks.resilience.checkpointing import resolve_checkpoint
+from maetok.checkpoints.runs import complete_checkpoints, step_of
 
 METRIC = {2: 5.0, 4: 1.0, 6: 4.0, 8: 2.0, 10: float("nan"), 12: 3.0}
 

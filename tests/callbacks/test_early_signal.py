@@ -13,16 +13,16 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from callbacks import EarlySignal, Interpolations, LinearProbe
-from callbacks.base import is_due
+from callbacks.schedule import is_due
 from maetok.analysis import linear_probe_accuracy
 from maetok.analysis.gmm import fit_mixtures
 from maetok.analysis.projection import PrincipalComponents
 from maetok.analysis.short_diffusion import short_diffusion_loss
 from main import main
-from tests.callbacks.fakes import Task, validating
-from tests.helpers import ROOT, run, run_subprocess
-from tests.latents import MeanColours
-from tests.shards import image_shards, write_shards
+from tests.support.fakes import Task, validating
+from tests.support.helpers import ROOT, run, run_subprocess
+from tests.support.latents import MeanColours
+from tests.support.shards import image_shards, write_shards
 
 SMALL = {"components": (1, 2), "dimensions": 3, "diffusion_steps": 3, "iterations": 20}
 

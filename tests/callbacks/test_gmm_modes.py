@@ -14,10 +14,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from callbacks import GMMModes
 from maetok.analysis.modes import analyse_modes, read_json
 from maetok.analysis.subsets import class_balanced
-from tests.callbacks.fakes import Task, validating
-from tests.helpers import ROOT, run, run_subprocess
-from tests.latents import MeanColours
-from tests.shards import image_shards, write_shards
+from tests.support.fakes import Task, validating
+from tests.support.helpers import ROOT, run, run_subprocess
+from tests.support.latents import MeanColours
+from tests.support.shards import image_shards, write_shards
 
 
 class Validated(MeanColours):

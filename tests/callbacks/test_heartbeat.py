@@ -9,14 +9,14 @@ import sys
 import pytest
 
 from callbacks import Heartbeat
-from tests.helpers import ROOT
+from tests.support.helpers import ROOT
 
 # Two processes; what the second does is in argv. The main threads wait for ever, as in a collective without end.
 PROGRAM = """
 import os, signal, sys, threading
 from types import SimpleNamespace
 import torch.distributed as dist
-from callbacks.heartbeat import Heartbeat
+from callbacks.resilience.heartbeat import Heartbeat
 
 rank, port, end, timeout = int(sys.argv[1]), sys.argv[2], sys.argv[3], float(sys.argv[4])
 dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)

@@ -16,9 +16,9 @@ from callbacks import ImageMetrics, ReconstructionMetrics, RunReport
 from maetok.metrics import EfficientNetLite0Features, to_uint8
 from maetok.metrics.__main__ import main as measure_files
 from main import main
-from tests.helpers import EXPERIMENTS, ROOT, run_subprocess
-from tests.metrics.networks import MeanColours, SmallInception
-from tests.shards import encoded, image_shards, write_shards, write_tar
+from tests.support.feature_networks import MeanColours, SmallInception
+from tests.support.helpers import EXPERIMENTS, ROOT, run_subprocess
+from tests.support.shards import encoded, image_shards, write_shards, write_tar
 
 LEVELS = 51
 
@@ -181,7 +181,7 @@ import sys
 from pathlib import Path
 from callbacks import ImageMetrics
 from tests.callbacks.test_image_metrics import validate
-from tests.metrics.networks import MeanColours
+from tests.support.feature_networks import MeanColours
 validate(Path(sys.argv[1]), Path(sys.argv[2]), ImageMetrics(MeanColours()), contrast=0.7, devices=2, strategy="ddp")
 """
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from callbacks import Interpolations
-from tests.callbacks.fakes import Task, validating
+from tests.support.fakes import Task, validating
 
 
 class Linear(Task):

@@ -14,7 +14,7 @@ from torch import Tensor
 from callbacks import LatentPictures
 from maetok.analysis.latent_statistics import LatentStatistics
 from maetok.analysis.plane import principal_components
-from tests.callbacks.fakes import Task, validating
+from tests.support.fakes import Task, validating
 
 STEP = 70
 

@@ -10,9 +10,9 @@ from safetensors import safe_open
 
 from datamodules.faults import TooManyFaultsError
 from datamodules.shards import file_sha256
-from tests.helpers import run_subprocess
-from tests.latents import MeanColours, write_cache
-from tests.shards import encoded, image_shards, write_shards, write_tar
+from tests.support.helpers import run_subprocess
+from tests.support.latents import MeanColours, write_cache
+from tests.support.shards import encoded, image_shards, write_shards, write_tar
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_too_many_broken_images_are_too_many_in_the_next_run_as_well(shards: Pat
 PROGRAM = """
 import sys
 from pathlib import Path
-from tests.latents import write_cache
+from tests.support.latents import write_cache
 write_cache(Path(sys.argv[1]), Path(sys.argv[2]), trainer={"devices": 2, "strategy": "ddp"})
 """
 

@@ -11,11 +11,10 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from callbacks import NonFiniteGuard, ResumableCheckpoint
-from callbacks.checkpointing import complete_checkpoints, resolve_checkpoint
-from callbacks.non_finite_guard import LossHistory, NonFiniteError
+from callbacks.resilience.checkpointing import complete_checkpoints, resolve_checkpoint
+from callbacks.resilience.non_finite_guard import LossHistory, NonFiniteError
 from lightning_modules import CosineWithWarmup
 from lightning_modules.base import Optimization
-from tests.helpers import Poison, RecordScalars, StopAt, run_subprocess, scalars
 from tests.lightning_modules.test_latent_diffusion import (
     diffusion,
     latent_shards,
@@ -23,6 +22,7 @@ from tests.lightning_modules.test_latent_diffusion import (
     trainer,
 )
 from tests.lightning_modules.test_tokenizer_training import fit, task
+from tests.support.helpers import Poison, RecordScalars, StopAt, run_subprocess, scalars
 
 
 class States(Callback):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from maetok.checkpoints import complete_checkpoints
-from tests.helpers import EXPERIMENTS, ROOT, TINY, curves, run, weights
+from maetok.checkpoints.runs import complete_checkpoints
+from tests.support.helpers import EXPERIMENTS, ROOT, TINY, curves, run, weights
 
 STEPS = 6
 OPTIONS = [
@@ -23,7 +23,7 @@ OPTIONS = [
 
 def signal_at(batch: int, name: str, rank: int = 0) -> list[str]:
     return [
-        "--trainer.callbacks+=tests.helpers.SignalAt",
+        "--trainer.callbacks+=tests.support.helpers.SignalAt",
         f"--trainer.callbacks.batch={batch}",
         f"--trainer.callbacks.name={name}",
         f"--trainer.callbacks.rank={rank}",
@@ -99,7 +99,7 @@ def test_the_curve_of_a_crashed_run_goes_on_from_its_checkpoint(tmp_path: Path, 
     """Saved at 4 and ended after 5: TensorBoard shows step 5 once, that of the continued run."""
     options = [*OPTIONS[:2], "--trainer.callbacks.every_n_steps=2"]
     run("fit", "digits_tokenizer", tmp_path / "whole", digits_root, *options)
-    crash = ["--trainer.callbacks+=tests.helpers.CrashAt", "--trainer.callbacks.step=5"]
+    crash = ["--trainer.callbacks+=tests.support.helpers.CrashAt", "--trainer.callbacks.step=5"]
     with pytest.raises(RuntimeError, match="crash"):
         run("fit", "digits_tokenizer", tmp_path / "parts", digits_root, *options, *crash)
     assert [step for step, _ in curves(tmp_path / "parts")["train/loss"]] == [1, 2, 3, 4, 5]

@@ -14,18 +14,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from callbacks import NonFiniteGuard, ResumableCheckpoint
-from callbacks.checkpointing import resolve_checkpoint
-from callbacks.non_finite_guard import NonFiniteError
-from callbacks.rollback import Rollback
+from callbacks.resilience.checkpointing import resolve_checkpoint
+from callbacks.resilience.non_finite_guard import NonFiniteError
+from callbacks.resilience.rollback import Rollback
 from lightning_modules import CosineWithWarmup
 from lightning_modules.base import Optimization
-from maetok import checkpoint_files
-from maetok.checkpoint_files import Checkpoint, CheckpointFiles
-from maetok.checkpoints import complete_checkpoints, step_of
+from maetok.checkpoints.files import Checkpoint, CheckpointFiles
+from maetok.checkpoints.runs import complete_checkpoints, step_of
+from maetok.checkpoints.runs import files as checkpoint_files
 from tests.callbacks.test_non_finite_guard import States, records
-from tests.helpers import Poison, RecordScalars, StopAt, curves, scalars
 from tests.lightning_modules.test_latent_diffusion import Recorder, diffusion, latent_shards, trainer
 from tests.lightning_modules.test_tokenizer_training import Noise, task
+from tests.support.helpers import Poison, RecordScalars, StopAt, curves, scalars
 
 ROW = [5, 6, 7]  # steps 6 to 8 are bad
 

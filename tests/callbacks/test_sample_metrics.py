@@ -17,10 +17,10 @@ from maetok.flow import index_noise
 from maetok.metrics import EfficientNetLite0Features, to_uint8
 from maetok.metrics.__main__ import main as measure_files
 from main import main
-from tests.callbacks.fakes import Task, validating
-from tests.helpers import EXPERIMENTS, ROOT, run_subprocess
-from tests.metrics.networks import MeanColours, SmallInception, pictures
-from tests.shards import image_shards, write_shards
+from tests.support.fakes import Task, validating
+from tests.support.feature_networks import MeanColours, SmallInception, pictures
+from tests.support.helpers import EXPERIMENTS, ROOT, run_subprocess
+from tests.support.shards import image_shards, write_shards
 
 
 class Painter(LightningModule):
@@ -83,7 +83,7 @@ import sys
 from pathlib import Path
 from callbacks import SampleMetrics
 from tests.callbacks.test_sample_metrics import validate
-from tests.metrics.networks import SmallInception
+from tests.support.feature_networks import SmallInception
 callback = SampleMetrics(SmallInception(), sys.argv[1] + "/real.npz", 3, samples=61, batch_size=9)
 validate(Path(sys.argv[1]), Path(sys.argv[2]), callback, devices=2, strategy="ddp")
 """

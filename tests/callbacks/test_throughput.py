@@ -12,9 +12,9 @@ from torch.utils.data import Dataset
 
 from callbacks import Throughput
 from datamodules.sharded import BatchLoader, as_it_is
-from maetok.memory import peak_memory
-from tests.callbacks.fakes import Task
-from tests.helpers import curves, run, weights
+from maetok.runtime.memory import peak_memory
+from tests.support.fakes import Task
+from tests.support.helpers import curves, run, weights
 
 BATCH, WIDTH = 3, 8
 FIRST = 2 * BATCH * WIDTH * WIDTH * 2  # of a layer forward and backward, whose input has no gradient
@@ -26,7 +26,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        for module in ("callbacks.throughput", "datamodules.sharded"):
+        for module in ("callbacks.reporting.throughput", "datamodules.sharded"):
             monkeypatch.setattr(f"{module}.time", SimpleNamespace(perf_counter=lambda: self.now))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback
 
 from tests.cluster.cluster import Cluster, wait_for
-from tests.helpers import ROOT
+from tests.support.helpers import ROOT
 
 OVERLAY = "fsdp"
 """Strategy of all runs with two processes."""

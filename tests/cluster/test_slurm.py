@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from maetok.checkpoints import complete_checkpoints
+from maetok.checkpoints.runs import complete_checkpoints
 from tests.cluster.cluster import Cluster
 from tests.cluster.jobs import STEPS, Job, pause
-from tests.helpers import curves, weights
+from tests.support.helpers import curves, weights
 
 pytestmark = pytest.mark.cluster
 

@@ -10,7 +10,7 @@ import fsspec
 import pytest
 
 from datamodules import remote
-from tests.shards import encoded
+from tests.support.shards import encoded
 
 SHARD = bytes(range(256)) * 40
 

@@ -12,8 +12,8 @@ import torch
 from datamodules import ImageShards
 from datamodules.shards import ShardError
 from datamodules.transforms import decode
-from tests.helpers import run_subprocess
-from tests.shards import image_shards, write_shards
+from tests.support.helpers import run_subprocess
+from tests.support.shards import image_shards, write_shards
 
 AUGMENTED = {"random_crop_scale": (0.5, 1.0), "horizontal_flip": True, "image_size": 6, "batch_size": 6}
 
@@ -109,7 +109,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from callbacks import ResumableCheckpoint
-from callbacks.checkpointing import resolve_checkpoint
+from callbacks.resilience.checkpointing import resolve_checkpoint
 from datamodules import ImageShards, Loading
 
 shards, run, devices, workers, batch_size, kill_at = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])

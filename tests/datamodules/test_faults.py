@@ -13,8 +13,8 @@ from torch.optim import SGD
 
 from datamodules.faults import TooManyFaultsError
 from datamodules.shards import ShardError
-from tests.helpers import run_subprocess
-from tests.shards import encoded, image_shards, write_shards, write_tar
+from tests.support.helpers import run_subprocess
+from tests.support.shards import encoded, image_shards, write_shards, write_tar
 
 
 class Sum(LightningModule):
@@ -127,7 +127,7 @@ from lightning.pytorch import Trainer
 from datamodules.faults import TooManyFaultsError
 from datamodules.image_shards import ImageShardDataset
 from tests.datamodules.test_faults import Sum
-from tests.shards import image_shards
+from tests.support.shards import image_shards
 
 folder = Path(sys.argv[1])
 read = ImageShardDataset.image

@@ -9,7 +9,7 @@ import torch
 from datamodules import ImageShards
 from datamodules.order import BatchReference
 from datamodules.shards import ShardError
-from tests.shards import encoded, image_shards, write_shards, write_tar
+from tests.support.shards import encoded, image_shards, write_shards, write_tar
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from itertools import islice
 from multiprocessing import active_children
 from pathlib import Path
 
-from tests.shards import image_shards, write_shards
+from tests.support.shards import image_shards, write_shards
 
 
 def test_loader_processes_outlive_them(tmp_path: Path) -> None:

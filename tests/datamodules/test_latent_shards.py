@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from datamodules import LatentShards, Loading
 from datamodules.shards import ShardError
-from tests.latents import MeanColours, write_cache
-from tests.shards import write_shards
+from tests.support.latents import MeanColours, write_cache
+from tests.support.shards import write_shards
 
 
 @pytest.fixture(scope="module")

@@ -17,14 +17,14 @@ import torch
 from PIL import Image
 
 from datamodules import Digits, Loading
-from datamodules.digits import digit_images
 from datamodules.faults import TooManyFaultsError
 from datamodules.index_file import IndexFile
-from datamodules.pack import main as pack
+from datamodules.pack.__main__ import main as pack
+from datamodules.pack.digits import digit_images
 from datamodules.shards import ShardError, file_sha256
 from datamodules.transforms import decode
-from tests.helpers import ROOT
-from tests.shards import encoded, image_shards
+from tests.support.helpers import ROOT
+from tests.support.shards import encoded, image_shards
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -56,7 +56,7 @@ class TestDigits:
 
     def test_packs_itself_on_first_use_only(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         calls: list[Path] = []
-        monkeypatch.setattr("datamodules.pack.pack_digits", calls.append)
+        monkeypatch.setattr("datamodules.pack.__main__.pack_digits", calls.append)
         Digits(str(tmp_path)).prepare_data()
         (tmp_path / "validation-000000.tar").touch()
         Digits(str(tmp_path)).prepare_data()
@@ -170,7 +170,7 @@ class TestFaults:
 
     def test_a_failing_disk_leaves_no_shards(self, image_folder: Path, tmp_path: Path, monkeypatch) -> None:
         monkeypatch.setattr(
-            "datamodules.pack_sources.SourceSample.read", lambda self: (_ for _ in ()).throw(OSError("gone"))
+            "datamodules.pack.sources.SourceSample.read", lambda self: (_ for _ in ()).throw(OSError("gone"))
         )
         with pytest.raises(TooManyFaultsError, match="unreadable 9"):
             run_pack(image_folder, tmp_path / "out")
@@ -231,12 +231,12 @@ class TestKill:
         (image_folder / "cat" / "0.png").unlink()
         run_pack(image_folder, tmp_path / "whole")
         with monkeypatch.context() as patch:
-            patch.setattr("datamodules.pack.shutil.rmtree", lambda _: None)
+            patch.setattr("datamodules.pack.split.shutil.rmtree", lambda _: None)
             replace = os.replace
             patch.setattr(
                 os, "replace", lambda source, target: None if Path(target).suffix == ".tar" else replace(source, target)
             )
-            patch.setattr("datamodules.pack_shard.os", SimpleNamespace(replace=replace, fsync=os.fsync))
+            patch.setattr("datamodules.pack.shard.os", SimpleNamespace(replace=replace, fsync=os.fsync))
             run_pack(image_folder, tmp_path / "out", "--overwrite")
         with pytest.raises(ShardError, match="its index says"):
             image_shards(tmp_path / "out", stage=None).index("train")

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from datamodules import ImageShards, Loading, Staging
-from datamodules.pack import main as pack
+from datamodules.pack.__main__ import main as pack
 from datamodules.shards import ShardError
 from tests.datamodules.conftest import Server
-from tests.shards import image_shards, write_shards
+from tests.support.shards import image_shards, write_shards
 
 
 @pytest.fixture

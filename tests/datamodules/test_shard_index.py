@@ -11,10 +11,10 @@ import pytest
 from datamodules import ImageShards
 from datamodules.faults import TooManyFaultsError
 from datamodules.index_file import IndexFile
-from datamodules.pack import main as pack
+from datamodules.pack.__main__ import main as pack
 from datamodules.shard_index import ShardIndex
 from datamodules.shards import OpenFiles, ShardError, ShardRecord
-from tests.shards import Member, encoded, image_shards, write_shards, write_tar
+from tests.support.shards import Member, encoded, image_shards, write_shards, write_tar
 
 GOOD: list[Member] = [("good.png", encoded()), ("good.cls", b"3")]
 

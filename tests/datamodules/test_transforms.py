@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
 from datamodules.transforms import UndecodableImageError, center_crop, decode, random_crop, uniform_numbers
-from tests.shards import encoded
+from tests.support.shards import encoded
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ from lightning.pytorch import Callback
 from lightning_modules import ConstantWithWarmup, DecoderFinetuning
 from lightning_modules.base import Optimization
 from maetok import Tokenizer
-from maetok.checkpoints import InitFrom
+from maetok.checkpoints.runs import InitFrom
 from maetok.losses import LossWeights, ReconstructionObjective
 from maetok.networks import HOGTarget, KLBottleneck, PlainBottleneck
-from tests.helpers import StopAt
 from tests.lightning_modules.test_tokenizer_training import SIZE, CountingDiscriminator, fit, optimization, task
+from tests.support.helpers import StopAt
 
 
 def tokenizer(bottleneck=PlainBottleneck, **options) -> Tokenizer:

@@ -12,20 +12,20 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from callbacks import ResumableCheckpoint
-from callbacks.checkpointing import resolve_checkpoint
+from callbacks.resilience.checkpointing import resolve_checkpoint
 from datamodules import Digits, LatentShards, Loading
 from datamodules.shards import ShardError
 from lightning_modules import ConstantWithWarmup, DenoiserFrom, LatentDiffusion, LatentEncoding, Sampling
 from lightning_modules.base import Optimization
 from maetok import SiT, Tokenizer
-from maetok.checkpoints import InitFrom
-from maetok.ema import EMA
+from maetok.checkpoints.runs import InitFrom
 from maetok.flow import Euler, EulerMaruyama, FlowObjective, LogitNormalTime, index_noise
 from maetok.hub import write_statistics
 from maetok.networks import Denoiser, PlainBottleneck, TransformerSize
-from tests.helpers import RecordScalars, StopAt, run_subprocess, scalars
-from tests.latents import write_cache
-from tests.shards import write_shards
+from maetok.training.ema import EMA
+from tests.support.helpers import RecordScalars, StopAt, run_subprocess, scalars
+from tests.support.latents import write_cache
+from tests.support.shards import write_shards
 
 SIZE = TransformerSize(16, 1, 2)
 CLASSES = 10

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 
 from lightning_modules import LatentDiffusion, LatentEncoding
 from lightning_modules.base import Task
-from maetok.inference import PackedLinear
-from tests.strategies.runs import build, tokenizer
+from maetok.networks.inference import PackedLinear
+from tests.support.strategies.runs import build, tokenizer
 
 ROWS = [
     {"images": torch.rand(3, 16, 16) * 2 - 1, "labels": torch.tensor(row), "indices": torch.tensor(row), "valid": True}

@@ -10,7 +10,7 @@ from statistics import median
 import pytest
 import torch
 
-from tests.helpers import EXPERIMENTS, ROOT, TINY, run, scalars, weights
+from tests.support.helpers import EXPERIMENTS, ROOT, TINY, run, scalars, weights
 
 # Everything that has state or noise: KL sampling, both optimizers, LeCAM, DiffAugment, accumulation, augmentation.
 FULL = """
@@ -18,7 +18,7 @@ trainer:
   max_steps: 6
   val_check_interval: 6
   callbacks+:
-    - tests.helpers.RecordScalars
+    - tests.support.helpers.RecordScalars
 data:
   init_args:
     loading:
@@ -71,7 +71,7 @@ def test_stopping_and_continuing_gives_the_same_losses_and_weights(
         run("fit", experiment, tmp_path / folder, digits_root, *options, *more, overlay=f"--config={tiny}")
 
     fit("whole")
-    fit("parts", "--trainer.callbacks+=tests.helpers.StopAt", "--trainer.callbacks.step=3")
+    fit("parts", "--trainer.callbacks+=tests.support.helpers.StopAt", "--trainer.callbacks.step=3")
     assert not (tmp_path / "parts" / "checkpoints" / "step=000000006.ckpt").exists()
     fit("parts", "--ckpt_path=last")
     whole, parts = scalars(tmp_path / "whole"), scalars(tmp_path / "parts")

@@ -9,10 +9,10 @@ import torch
 from lightning.pytorch import Callback
 
 from callbacks import ResumableCheckpoint
-from callbacks.checkpointing import resolve_checkpoint
+from callbacks.resilience.checkpointing import resolve_checkpoint
 from lightning_modules import CosineWithWarmup
 from lightning_modules.base import Optimization
-from tests.strategies.runs import build, fit
+from tests.support.strategies.runs import build, fit
 
 
 def optimization(rate: float, **options: Any) -> Optimization:

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.helpers import run
+from tests.support.helpers import run
 
 CALLBACKS: list[dict[str, Any]] = [
     {"class_path": "tests.lightning_modules.test_waiting.CountReads"},  # first, since the count of FLOPs lies inside

@@ -12,7 +12,7 @@ from torch import Tensor
 from datamodules.transforms import center_crop as center_crop_of_validation_images
 from maetok.metrics.__main__ import main
 from maetok.metrics.image_files import center_crop, open_images
-from tests.metrics.networks import pictures
+from tests.support.feature_networks import pictures
 
 SMALL = ["--feature-size=32", "--device=cpu"]
 

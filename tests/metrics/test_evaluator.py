@@ -17,8 +17,8 @@ from maetok.metrics import reconstruction_metrics
 from maetok.metrics.evaluator import ImageEvaluator
 from maetok.metrics.gaussians import Gaussian
 from maetok.metrics.protocols import GFID_ADM, RFID_VAL, Measurement
-from tests.helpers import run_subprocess
-from tests.metrics.networks import MeanColours, SmallInception, pictures, share
+from tests.support.feature_networks import MeanColours, SmallInception, pictures, share
+from tests.support.helpers import run_subprocess
 
 
 def evaluated(samples: Tensor, references: Tensor, network: nn.Module | None = None, **options) -> Measurement:
@@ -176,7 +176,7 @@ import json, sys
 import pytest, torch, torch.distributed as dist, torch.multiprocessing as mp
 from maetok.metrics.evaluator import ImageEvaluator
 from maetok.metrics.protocols import GFID_ADM
-from tests.metrics.networks import SmallInception, pictures, share
+from tests.support.feature_networks import SmallInception, pictures, share
 
 def work(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)

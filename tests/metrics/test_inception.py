@@ -10,7 +10,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from maetok.metrics import InceptionFeatures
-from tests.metrics.networks import pictures
+from tests.support.feature_networks import pictures
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from maetok.networks.attention import (
+from maetok.networks.layers.attention import (
     CPU_HAS_BFLOAT16,
     PLAIN_ATTENTION_MAX_TOKENS,
     Attention,
     attention,
     plain_is_faster,
 )
-from maetok.networks.rope import MixedRotaryEmbedding2d, compute_dtype, rotate
+from maetok.networks.layers.rope import MixedRotaryEmbedding2d, compute_dtype, rotate
 
 
 def textbook_attention(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -46,7 +46,7 @@ def test_plain_formula_only_where_it_is_faster() -> None:
 def test_both_kernels_give_the_formula_in_bfloat16(
     monkeypatch: pytest.MonkeyPatch, plain: bool, autocast: bool
 ) -> None:
-    monkeypatch.setattr("maetok.networks.attention.plain_is_faster", lambda *_: plain)
+    monkeypatch.setattr("maetok.networks.layers.attention.plain_is_faster", lambda *_: plain)
     queries, keys, values = torch.randn(3, 2, 4, 9, 8).bfloat16().unbind(0)
     expected = textbook_attention(queries.double(), keys.double(), values.double())
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from maetok import LightningDiT, SiT
 from maetok.networks import Denoiser, TransformerSize, drop_labels
-from maetok.networks.denoiser import SIZES, ConditionedBlock
-from maetok.networks.lightning_dit import rotary_angles, swiglu
-from maetok.networks.rope import rotate
-from maetok.published_sit import to_published_name
+from maetok.networks.denoiser.denoiser import SIZES, ConditionedBlock
+from maetok.networks.denoiser.lightning_dit import rotary_angles, swiglu
+from maetok.networks.denoiser.published_sit import to_published_name
+from maetok.networks.layers.rope import rotate
 from tests.conftest import DATA
 
 FOLDERS = ["sit_small", "sit_small_qknorm", "sit_sampler"]
@@ -278,9 +278,9 @@ class TestBoth:
         self, kind: type[Denoiser], qk_norm: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         denoiser, inputs = small(kind, seed=1, qk_norm=qk_norm), batch()
-        monkeypatch.setattr("maetok.networks.attention.plain_is_faster", lambda *_: False)
+        monkeypatch.setattr("maetok.networks.layers.attention.plain_is_faster", lambda *_: False)
         fused = denoiser(*inputs)
-        monkeypatch.setattr("maetok.networks.attention.plain_is_faster", lambda *_: True)
+        monkeypatch.setattr("maetok.networks.layers.attention.plain_is_faster", lambda *_: True)
         torch.testing.assert_close(denoiser(*inputs), fused, atol=6e-6, rtol=0)
 
     @pytest.mark.parametrize("qk_norm", [False, True])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from maetok.networks.hog import HOGTarget, hog_cells
+from maetok.networks.targets.hog import HOGTarget, hog_cells
 from tests.conftest import DATA
 
 GOLDEN = load_file(DATA / "hog" / "io.safetensors")

@@ -10,10 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from maetok import Tokenizer
 from maetok.losses import masked_prediction_loss
 from maetok.networks import MaskedAutoencoder, PlainBottleneck, TransformerSize
-from maetok.networks.attention import attention
-from maetok.networks.masking import visible_patches
-from maetok.networks.rope import rotate
-from maetok.published_format import published_config
+from maetok.networks.layers.attention import attention
+from maetok.networks.layers.rope import rotate
+from maetok.networks.tokenizer.masking import visible_patches
+from maetok.networks.tokenizer.published import published_config
 
 SIZE = TransformerSize(width=32, depth=2, num_heads=2)
 CPU = torch.device("cpu")
@@ -138,7 +138,7 @@ def test_nothing_is_read_from_the_accelerator() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_keys_without_weight_are_as_good_as_absent(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     plain = dtype == torch.bfloat16  # and the fused kernel in float32
-    monkeypatch.setattr("maetok.networks.attention.plain_is_faster", lambda *_: plain)
+    monkeypatch.setattr("maetok.networks.layers.attention.plain_is_faster", lambda *_: plain)
     queries, keys, values = torch.randn(3, 2, 4, 9, 8, dtype=torch.float64).to(dtype).unbind(0)
     attended = torch.ones(2, 9, dtype=torch.bool)
     attended[1, 5:] = False
@@ -161,7 +161,9 @@ def test_operations_are_those_of_the_longest_sequence(monkeypatch: pytest.Monkey
 
     In the last layer all T tokens are projected, 6 T W^2, and only the L latent tokens do anything else.
     """
-    monkeypatch.setattr("maetok.networks.attention.plain_is_faster", lambda *_: True)  # the counter knows this formula
+    monkeypatch.setattr(
+        "maetok.networks.layers.attention.plain_is_faster", lambda *_: True
+    )  # the counter knows this formula
     tokenizer = small(image_size=64)
     batch, width = len(counts), SIZE.width
     length = 1 + (64 - min(counts)) + 4

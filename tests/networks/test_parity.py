@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from maetok import Tokenizer
-from maetok.networks.rope import rotate
-from maetok.published_format import to_our_name, to_published_name
+from maetok.networks.layers.rope import rotate
+from maetok.networks.tokenizer.published import to_our_name, to_published_name
 from tests.conftest import DATA
 
 FOLDERS = sorted(path.name for path in DATA.glob("ae_*"))

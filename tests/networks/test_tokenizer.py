@@ -7,8 +7,8 @@ import torch
 
 from maetok import Tokenizer
 from maetok.networks import KLBottleneck, MaskedAutoencoder, PlainBottleneck, TransformerSize
-from maetok.networks.patches import patch_grid, unpatchify
-from maetok.networks.vit import resize_position_table
+from maetok.networks.layers.patches import patch_grid, unpatchify
+from maetok.networks.layers.vit import resize_position_table
 
 SIZE = TransformerSize(width=32, depth=2, num_heads=2)
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from maetok import Tokenizer
-from maetok.checkpoint_files import read_weights
-from maetok.checkpoints import complete_checkpoints
-from maetok.hub import main as hub
-from tests.helpers import EXPERIMENTS, ROOT, TINY, run, run_main
+from maetok.checkpoints.files import read_weights
+from maetok.checkpoints.runs import complete_checkpoints
+from maetok.hub.__main__ import main as hub
+from tests.support.helpers import EXPERIMENTS, ROOT, TINY, run, run_main
 
 
 def test_a_sharded_run_is_validated_continued_and_exported_by_one_process(tmp_path: Path, digits_root: Path) -> None:

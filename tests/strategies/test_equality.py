@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lightning_modules import LatentEncoding
 from strategies import FSDP2Strategy
-from tests.helpers import run_module
-from tests.strategies.runs import build, tokenizer
+from tests.support.helpers import run_module
+from tests.support.strategies.runs import build, tokenizer
 
 Result = tuple[dict[str, Tensor], dict[str, Tensor], set[str], list[int], list[list[float]]]
 
@@ -18,7 +18,7 @@ Result = tuple[dict[str, Tensor], dict[str, Tensor], set[str], list[int], list[l
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory, digits_root: Path) -> dict[str, Result]:
     folder = tmp_path_factory.mktemp("equality")
-    run_module("tests.strategies.equality", folder, str(digits_root))
+    run_module("tests.support.strategies.equality", folder, str(digits_root))
     return {path.stem: torch.load(path) for path in folder.glob("*.pt")}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers import run_module
+from tests.support.helpers import run_module
 
 slow = pytest.mark.slow
 
@@ -18,7 +18,7 @@ slow = pytest.mark.slow
 )  # fmt: skip
 def test_no_kill_loses_a_complete_checkpoint(tmp_path: Path, digits_root: Path, kind: str, kills: int) -> None:
     """After each kill the newest checkpoint is complete and newer, and at the end nothing tells of the kills."""
-    run_module("tests.strategies.kills", tmp_path, str(digits_root), str(kills), kind, timeout=3600)
+    run_module("tests.support.strategies.kills", tmp_path, str(digits_root), str(kills), kind, timeout=3600)
     counts = json.loads((tmp_path / "counts.json").read_text())
     assert counts["killed"] == kills
     assert counts["torn"] >= kills // 3  # while one was written

@@ -12,15 +12,15 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from lightning_modules.sampling import DenoiserFrom
 from maetok import Tokenizer
-from maetok.checkpoint_files import read_checkpoint, split
-from maetok.checkpoints import InitFrom
+from maetok.checkpoints.files import read_checkpoint, split
+from maetok.checkpoints.runs import InitFrom
 from maetok.networks import MaskedAutoencoder
-from maetok.sharding import shard
+from maetok.training.sharding import shard
 from main import main
 from strategies.meta_device import is_first_process
-from tests.helpers import EXPERIMENTS, ROOT, TINY, run_module
-from tests.strategies.meta_device import SAVED, STEPS
-from tests.strategies.runs import denoiser, tokenizer
+from tests.support.helpers import EXPERIMENTS, ROOT, TINY, run_module
+from tests.support.strategies.meta_device import SAVED, STEPS
+from tests.support.strategies.runs import denoiser, tokenizer
 
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "RANK", "GROUP_RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_NTASKS", "SLURM_PROCID")
 
@@ -28,7 +28,7 @@ LAUNCHERS = ("TORCHELASTIC_RUN_ID", "RANK", "GROUP_RANK", "LOCAL_RANK", "NODE_RA
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, digits_root: Path) -> Path:
     folder = tmp_path_factory.mktemp("meta_device")
-    run_module("tests.strategies.meta_device", folder, str(digits_root))
+    run_module("tests.support.strategies.meta_device", folder, str(digits_root))
     return folder
 
 

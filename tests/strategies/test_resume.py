@@ -10,13 +10,13 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from benchmarks.plan_state import expected_bytes, size_of, trained_networks
 from maetok import Tokenizer
-from maetok.checkpoint_files import read_checkpoint, read_weights, split, stored_tensors
-from maetok.checkpoints import InitFrom, complete_checkpoints
-from maetok.consolidate import main
-from tests.helpers import run_module
-from tests.strategies.runs import build, optimization, tokenizer
+from maetok.checkpoints.consolidate import main
+from maetok.checkpoints.files import read_checkpoint, read_weights, split, stored_tensors
+from maetok.checkpoints.runs import InitFrom, complete_checkpoints
+from tests.support.helpers import run_module
+from tests.support.strategies.runs import build, optimization, tokenizer
+from tools.plan.state import expected_bytes, size_of, trained_networks
 
 WHOLE = "1-fsdp-whole"
 
@@ -24,7 +24,7 @@ WHOLE = "1-fsdp-whole"
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, digits_root: Path) -> Path:
     folder = tmp_path_factory.mktemp("resume")
-    run_module("tests.strategies.resume", folder, str(digits_root))
+    run_module("tests.support.strategies.resume", folder, str(digits_root))
     return folder
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from maetok.checkpoint_files import read_checkpoint
-from tests.helpers import run_module
+from maetok.checkpoints.files import read_checkpoint
+from tests.support.helpers import run_module
 
 PROCESSES = {"single": 1, "ddp": 2, "fsdp-async": 2, "from-folder": 1}
 
@@ -17,7 +17,7 @@ PROCESSES = {"single": 1, "ddp": 2, "fsdp-async": 2, "from-folder": 1}
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, digits_root: Path) -> Path:
     folder = tmp_path_factory.mktemp("rollback")
-    run_module("tests.strategies.rollback", folder, str(digits_root))
+    run_module("tests.support.strategies.rollback", folder, str(digits_root))
     return folder
 
 

@@ -1,0 +1,1 @@
+"""How fast shards, latents and shuffles are read, as ratios."""

@@ -1,0 +1,1 @@
+"""Speed of networks and sampling beside plain references, as ratios."""

@@ -1,0 +1,1 @@
+"""Callbacks that measure: probes, modes, metrics of reconstructions and samples."""

@@ -1,0 +1,55 @@
+"""Pictures of samples, class by class, with and without guidance; the noise of each place is always the same."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from callbacks.pictures.drawing import picture_grid, save_png
+from callbacks.schedule import generator_step
+
+
+class SamplePictures(Callback):
+    """Draws a grid in each validation: one row per class, the left half without guidance, the right half with it.
+
+    Pictures depend on class and place only, so they can be compared between steps, runs and numbers of processes.
+
+    Args:
+        classes: labels to draw, one row each.
+        per_class: pictures of each class, without and with guidance each.
+        side: side of a picture in pixels.
+        guidance_scale: of the right half; that of the task's ``sampling`` if not given.
+    """
+
+    def __init__(
+        self,
+        classes: tuple[int, ...] = (207, 360, 387, 974, 88, 979, 417, 279),
+        per_class: int = 4,
+        side: int = 96,
+        guidance_scale: float | None = None,
+    ) -> None:
+        self.classes, self.per_class, self.side, self.guidance_scale = classes, per_class, side, guidance_scale
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Sample on the first process, and save."""
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        labels = torch.tensor(self.classes, device=pl_module.device).repeat_interleave(self.per_class)
+        indices = torch.arange(len(labels), device=pl_module.device)
+        halves = {
+            "without guidance": pl_module.sample(labels, indices, guidance_scale=1.0),
+            "with guidance": pl_module.sample(labels, indices, guidance_scale=self.guidance_scale),
+        }
+        columns = {
+            f"{name} {place}": images.unflatten(0, (len(self.classes), self.per_class))[:, place]
+            for name, images in halves.items()
+            for place in range(self.per_class)
+        }
+        grid = picture_grid(columns, self.side)
+        step = generator_step(trainer, pl_module)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("samples: without | with guidance", grid, step)
+        save_png(grid, Path(trainer.default_root_dir) / "pictures" / f"step={step:09d}.png")

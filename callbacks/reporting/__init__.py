@@ -1,0 +1,1 @@
+"""Callbacks that tell how a run is doing: progress, throughput, summary."""

@@ -1,0 +1,1 @@
+"""Callbacks that keep a run alive: checkpoints, bad steps, signals, lost processes."""

@@ -1,0 +1,54 @@
+"""Steps that wait to be looked at, and what is written of those that were skipped."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from maetok.runtime.distributed import gather_over_ranks
+from maetok.training.step_guard import Verdict
+
+OPTIMIZERS = ("generator", "discriminator")
+
+
+@dataclass
+class Step:
+    """What is kept of a step until it is looked at."""
+
+    number: int
+    verdicts: dict[int, Verdict]
+    batches: list[dict[str, Any]]
+
+
+def described(bad: Iterable[tuple[Step, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Records of skipped steps, completed by what all processes know of them; collective."""
+    bad = list(bad)
+    own = []
+    for step, _ in bad:
+        losses = {
+            OPTIMIZERS[index]: [number(loss) for loss in verdict.own_losses.tolist()]
+            for index, verdict in step.verdicts.items()
+        }
+        indices = [batch["indices"].tolist() for batch in step.batches if "indices" in batch]
+        own.append({"losses": losses, "indices": indices})
+    processes = gather_over_ranks(own)
+    return [
+        record
+        | {
+            "gradient_norms": {OPTIMIZERS[i]: number(float(v.gradient_norm)) for i, v in step.verdicts.items()},
+            "position": position_of(step),
+            "processes": [process[place] for process in processes],
+        }
+        for place, (step, record) in enumerate(bad)
+    ]
+
+
+def position_of(step: Step) -> int | None:
+    """Position in the data order after the step, over all processes."""
+    position = step.batches[-1].get("position") if step.batches else None
+    return None if position is None else int(position)
+
+
+def number(value: float) -> float | str:
+    """A float, or what JSON has no number for as a word: nan, inf, -inf."""
+    return value if math.isfinite(value) else str(value)

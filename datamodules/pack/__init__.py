@@ -1,0 +1,1 @@
+"""Pack images into WebDataset shards: ``python -m datamodules.pack``."""

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: find, read, restore, consolidate."""

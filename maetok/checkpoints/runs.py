@@ -1,0 +1,99 @@
+"""Checkpoints of a run, the weights a network begins with, and hashes that tell whether weights are the same."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from torch import nn
+
+from maetok.checkpoints.files import is_complete, read_weights
+from maetok.networks.weights import on_meta_device
+
+PATTERN = re.compile(r"step=(\d+)\.ckpt")
+
+
+def complete_checkpoints(run_directory: str | Path) -> list[Path]:
+    """All checkpoints of a run by step, oldest first. Unfinished ones have another name and are not listed."""
+    folder = Path(run_directory) / "checkpoints"
+    found = [path for path in folder.glob("step=*.ckpt") if PATTERN.fullmatch(path.name) and is_complete(path)]
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint of a run."""
+    match = PATTERN.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
+
+
+@dataclass(frozen=True)
+class InitFrom:
+    """Weights that a network begins with; this is not the continuation of a run, which ``--ckpt_path`` is for.
+
+    Args:
+        path: a checkpoint, or the directory of a run for its newest one.
+        prefix: beginning of the names of the wanted weights in the checkpoint, which is cut off.
+    """
+
+    KEY: ClassVar[str] = "init_from"
+    """Config key, for error messages."""
+
+    path: str
+    prefix: str = "ema.network.tokenizer."
+
+    def load(self, network: nn.Module, required: bool = True) -> bool:
+        """Load the weights strictly; into a network on the meta device nothing, since it gets those of another process.
+
+        Args:
+            network: where to load them.
+            required: whether it is an error if the checkpoint holds none of this prefix.
+
+        Returns:
+            Whether there were any; True for a network on the meta device.
+
+        Raises:
+            FileNotFoundError: if there is no such checkpoint.
+            ValueError: if it holds no weights of this prefix, or those of another network.
+        """
+        path = self.locate()
+        if on_meta_device(network):
+            return True
+        weights = {name[len(self.prefix) :]: value for name, value in read_weights(path, self.prefix).items()}
+        if not weights:
+            if not required:
+                return False
+            prefixes = sorted({".".join(name.split(".")[:3]) for name in read_weights(path)})
+            raise ValueError(
+                f"{self.KEY}.prefix={self.prefix!r}: {path} has no such weights, but {', '.join(prefixes)}"
+            )
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{self.KEY}.path={self.path}: the weights {self.prefix}* of {path} are those of another network than "
+                f"the config describes: {error}"
+            ) from error
+        return True
+
+    def locate(self) -> Path:
+        """The checkpoint, a file or folder; raises FileNotFoundError if there is none."""
+        path = Path(self.path)
+        if path.is_dir() and not is_complete(path):
+            found = complete_checkpoints(path)
+            if not found:
+                raise FileNotFoundError(f"{self.KEY}.path={self.path}: no checkpoints in it; train that run first")
+            return found[-1]
+        if not is_complete(path):
+            raise FileNotFoundError(
+                f"{self.KEY}.path={self.path} is no checkpoint and no run directory; train that run first"
+            )
+        return path
+
+
+def locate_checkpoint(path: Path) -> Path:
+    """The checkpoint itself, or the newest of a run; raises FileNotFoundError if there is none."""
+    found = complete_checkpoints(path)[-1:] if path.is_dir() and not is_complete(path) else [path]
+    if not found or not is_complete(found[0]):
+        raise FileNotFoundError(f"--ckpt={path} is no checkpoint, and no run directory with one: train that run first")
+    return found[0]

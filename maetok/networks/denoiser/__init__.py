@@ -1,0 +1,1 @@
+"""Denoisers over latents: SiT and LightningDiT."""

@@ -1,0 +1,1 @@
+"""Layers that networks share: attention, rotary embedding, transformer blocks, patches."""

@@ -1,0 +1,197 @@
+"""What encoder and decoder share: transformer sizes, the block, position tables and initialisation."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from timm.layers import LayerScale, Mlp
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from maetok.networks.layers.attention import Attention
+from maetok.networks.layers.rope import MixedRotaryEmbedding2d, Rotation, autocasts
+
+Positions = Literal["rotary", "absolute", "both"]
+"""Position information on image tokens: rotary angles in attention, a learned table added at the input, or both."""
+
+
+@dataclass(frozen=True)
+class TransformerSize:
+    """Size of a vision transformer; ``configs/size`` names the usual ones (tiny, small, base, large)."""
+
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+
+    @property
+    def head_dim(self) -> int:
+        """Channels per attention head."""
+        return self.width // self.num_heads
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation in the dtype of its input, also where sharded parameters come in bfloat16."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., width) -> (..., width)."""
+        weight, bias = (None if given is None else given.to(input.dtype) for given in (self.weight, self.bias))
+        return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: attention and MLP with residual connections scaled per channel (LayerScale).
+
+    Args:
+        size: width, heads and MLP ratio.
+        layer_scale: initial value of the residual scales; the released weights started at 1e-5, at which a decoder
+            ignores its input, so 1 is our default.
+    """
+
+    def __init__(self, size: TransformerSize, layer_scale: float = 1.0) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(size.width, eps=1e-6)
+        self.attn = Attention(size.width, size.num_heads)
+        self.ls1 = LayerScale(size.width, init_values=layer_scale)
+        self.norm2 = LayerNorm(size.width, eps=1e-6)
+        self.mlp = Mlp(size.width, int(size.width * size.mlp_ratio))
+        self.ls2 = LayerScale(size.width, init_values=layer_scale)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        rotation: Rotation | None,
+        latents: Tensor | None = None,
+        attended: Tensor | None = None,
+        outputs: slice | None = None,
+    ) -> Tensor:
+        """(B, T, width) -> (B, T, width), or (B, S, width), the S tokens of ``outputs``.
+
+        ``attended`` (B, T) bool is False for tokens that no other may read. ``latents`` is unused here; see
+        :class:`ModulatedBlock`.
+        """
+        update = self.ls1(self.attn(self.norm1(tokens), rotation, attended, outputs))
+        tokens = (tokens if outputs is None else tokens[:, outputs]) + update
+        return tokens + self.ls2(self.mlp(self.norm2(tokens)))
+
+
+class ModulatedBlock(nn.Module):
+    """Block of the released "movqv2" decoder: the latents shift and scale the normalised *latent tokens* again.
+
+    The last L tokens of the sequence are latent tokens; token i among them is transformed as
+    ``h * scale(z_i) + shift(z_i)`` after each normalisation, where z is the raw latent. There is no LayerScale.
+
+    Args:
+        size: width, heads and MLP ratio.
+        latent_channels: channels C of a raw latent.
+    """
+
+    def __init__(self, size: TransformerSize, latent_channels: int) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(size.width, eps=1e-6, elementwise_affine=False)
+        self.attn = Attention(size.width, size.num_heads)
+        self.norm2 = LayerNorm(size.width, eps=1e-6, elementwise_affine=False)
+        self.mlp = Mlp(size.width, int(size.width * size.mlp_ratio))
+        self.modulation = nn.Linear(latent_channels, 4 * size.width)
+
+    def forward(
+        self, tokens: Tensor, rotation: Rotation | None, latents: Tensor, outputs: slice | None = None
+    ) -> Tensor:
+        """(B, T, width), latents (B, L, C) -> (B, T, width), or (B, S, width), S image tokens at ``outputs``."""
+        shift1, scale1, shift2, scale2 = self.modulation(F.silu(latents)).chunk(4, dim=-1)
+        attended = self.attn(modulate_latent_tokens(self.norm1(tokens), shift1, scale1), rotation, outputs=outputs)
+        if outputs is not None:
+            tokens = tokens[:, outputs] + attended
+            return tokens + self.mlp(self.norm2(tokens))
+        tokens = tokens + attended
+        return tokens + self.mlp(modulate_latent_tokens(self.norm2(tokens), shift2, scale2))
+
+    def reset_modulation(self) -> None:
+        """Start as an ordinary block (scale 1, shift 0) whose modulation already feels the latents a little."""
+        nn.init.normal_(self.modulation.weight, std=0.02)
+        nn.init.zeros_(self.modulation.bias)
+        with torch.no_grad():
+            for scale in self.modulation.bias.chunk(4)[1::2]:
+                scale.fill_(1.0)
+
+
+def modulate_latent_tokens(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Apply ``h * scale + shift`` to the last L of the tokens (B, T, width); shift and scale are (B, L, width)."""
+    image_tokens, latent_tokens = tokens.split([tokens.shape[1] - shift.shape[1], shift.shape[1]], dim=1)
+    return torch.cat((image_tokens, latent_tokens * scale + shift), dim=1)
+
+
+def run_blocks(
+    blocks: nn.ModuleList,
+    tokens: Tensor,
+    rotations: list[Rotation] | None,
+    *others: Tensor | None,
+    activation_checkpointing: bool = False,
+    outputs: slice | None = None,
+) -> Tensor:
+    """Run transformer blocks one after another, recomputing activations in the backward pass if asked to.
+
+    Args:
+        blocks: called with the tokens, the rotation of their layer and ``others``.
+        tokens: (B, T, width).
+        rotations: one per block.
+        *others: what the blocks want besides.
+        activation_checkpointing: recompute the activations of each block.
+        outputs: the only tokens that the last block computes, and that are returned; all if not given.
+    """
+    if autocasts(tokens):
+        tokens = tokens.float()  # sums of residual branches are not rounded, nor where sharded parameters are bfloat16
+    last = len(blocks) - 1
+    for layer, block in enumerate(blocks):
+        rotation = None if rotations is None else rotations[layer]
+        run = partial(block, outputs=outputs) if outputs is not None and layer == last else block
+        if activation_checkpointing and torch.is_grad_enabled():
+            tokens = checkpoint(run, tokens, rotation, *others, use_reentrant=False)
+        else:
+            tokens = run(tokens, rotation, *others)
+    return tokens
+
+
+def position_table(prefix_slots: int, grid: tuple[int, int], width: int) -> nn.Parameter:
+    """A learned table (1, prefix_slots + N, width), small at the start."""
+    return nn.Parameter(torch.randn(1, prefix_slots + math.prod(grid), width) * 0.02)
+
+
+def resize_position_table(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+    """Fit a table (1, P + N, width) to another grid by bicubic interpolation; the P prefix slots stay as they are."""
+    if grid == new_grid:
+        return table
+    prefix, image = table.split([table.shape[1] - math.prod(grid), math.prod(grid)], dim=1)
+    image = image.unflatten(1, grid).permute(0, 3, 1, 2).float()
+    image = F.interpolate(image, size=new_grid, mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat((prefix, image.flatten(2).transpose(1, 2).to(table.dtype)), dim=1)
+
+
+def rotary_embedding(positions: Positions, size: TransformerSize, theta: float) -> MixedRotaryEmbedding2d | None:
+    """The rotary embedding that ``positions`` asks for, if any."""
+    if positions == "absolute":
+        return None
+    return MixedRotaryEmbedding2d(size.depth, size.num_heads, size.head_dim, theta)
+
+
+def initialize(module: nn.Module) -> None:
+    """Initialise linear and convolution layers by fan-in, residual branches toned down by depth, so signals keep size.
+
+    With this start attention already tells positions apart and the reconstruction depends on the latents at the very
+    first step, which is not so for the released initialisation (zero modulation, LayerScale 1e-5).
+    """
+    for child in module.modules():
+        if isinstance(child, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(child.weight, std=child.weight[0].numel() ** -0.5)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+    blocks = [child for child in module.modules() if isinstance(child, Block | ModulatedBlock)]
+    for block in blocks:
+        for residual_output in (block.attn.proj, block.mlp.fc2):
+            with torch.no_grad():
+                residual_output.weight.mul_((2 * len(blocks)) ** -0.5)
+        if isinstance(block, ModulatedBlock):
+            block.reset_modulation()

@@ -1,0 +1,1 @@
+"""Targets of masked prediction: HOG and features of frozen teachers."""

@@ -1,0 +1,1 @@
+"""The tokenizer: encoder, bottleneck, decoder, mask modeling."""

@@ -1,0 +1,121 @@
+"""Bottlenecks between encoder and decoder. One signature: tokens -> (latents, {name: scalar loss})."""
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maetok.runtime.distributed import mean_over_ranks
+
+
+class Bottleneck(nn.Module, ABC):
+    """Turns encoder tokens (B, L, width) into latents (B, L, channels).
+
+    Losses come back by name, already weighted, as float32 scalars to be summed into the training loss.
+    """
+
+    channels: int
+
+    @abstractmethod
+    def forward(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B, L, width) -> latents (B, L, channels) and named losses."""
+
+
+class PlainBottleneck(Bottleneck):
+    """A linear projection and nothing else: the plain autoencoder (AE) that MAETok uses.
+
+    Args:
+        width: encoder width.
+        channels: latent channels H of the paper.
+    """
+
+    def __init__(self, width: int, channels: int = 32) -> None:
+        super().__init__()
+        self.channels = channels
+        self.projection = nn.Linear(width, channels)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Project; there is no loss."""
+        return self.projection(tokens), {}
+
+
+class KLBottleneck(Bottleneck):
+    """Diagonal Gaussian posterior with a KL divergence to the unit Gaussian (VAE).
+
+    Args:
+        width: encoder width.
+        channels: latent channels.
+        weight: factor of the KL divergence, which is summed over tokens and channels and averaged over the batch.
+        sample: draw from the posterior while training; otherwise, and always in evaluation, the mean is returned.
+    """
+
+    def __init__(self, width: int, channels: int = 32, weight: float = 1e-6, sample: bool = True) -> None:
+        super().__init__()
+        self.channels, self.weight, self.sample = channels, weight, sample
+        self.projection = nn.Linear(width, 2 * channels)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean or sample of the posterior, and the loss ``kl``."""
+        mean, log_variance = self.projection(tokens).float().chunk(2, dim=-1)
+        log_variance = log_variance.clamp(-30.0, 20.0)
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(dim=(1, 2)).mean()
+        latents = mean
+        if self.training and self.sample:
+            latents = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
+        return latents, {"kl": self.weight * divergence}
+
+
+class SoftVQBottleneck(Bottleneck):
+    """SoftVQ: a latent is the softmax-weighted average of codewords, so the quantiser stays differentiable.
+
+    Args:
+        width: encoder width.
+        channels: latent channels.
+        codebook_size: number of codewords.
+        temperature: softmax temperature; towards zero it becomes hard vector quantisation.
+        entropy_weight: factor of (mean entropy of an assignment - entropy of the mean assignment); minimising it makes
+            single assignments sharp and the use of the codebook even.
+        l2_norm: compare unit vectors and average unit codewords.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        channels: int = 32,
+        codebook_size: int = 8192,
+        temperature: float = 0.07,
+        entropy_weight: float = 0.01,
+        l2_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.channels, self.temperature, self.entropy_weight, self.l2_norm = (
+            channels,
+            temperature,
+            entropy_weight,
+            l2_norm,
+        )
+        self.projection = nn.Linear(width, channels)
+        self.codebook = nn.Parameter(torch.randn(codebook_size, channels) * channels**-0.5)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Soft assignment of every token, and the loss ``entropy``."""
+        projected, codebook = self.projection(tokens).float(), self.codebook.float()
+        with torch.autocast(tokens.device.type, enabled=False):  # distances are divided by a small temperature
+            return self.assign(projected, codebook)
+
+    def assign(self, projected: Tensor, codebook: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Average codewords by their closeness to the projected tokens (B, L, C), all in float32."""
+        if self.l2_norm:
+            projected, codebook = F.normalize(projected, dim=-1), F.normalize(codebook, dim=-1)
+        squared_distance = (
+            projected.square().sum(-1, keepdim=True) - 2 * projected @ codebook.T + codebook.square().sum(-1)
+        )
+        log_assignment = (-squared_distance / self.temperature).log_softmax(dim=-1)
+        assignment = log_assignment.exp()
+        sample_entropy = -(assignment * log_assignment).sum(-1).mean()
+        usage = assignment.flatten(0, 1).mean(0)
+        if self.training:  # value of the whole batch, gradient of this process's part of it
+            usage = usage + (mean_over_ranks(usage) - usage.detach())
+        usage_entropy = -(usage * usage.clamp_min(1e-12).log()).sum()
+        return assignment @ codebook, {"entropy": self.entropy_weight * (sample_entropy - usage_entropy)}

@@ -1,0 +1,243 @@
+"""The tokenizer: encoder, bottleneck and pixel decoder."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from maetok.networks.folder import load_strictly, locate, read_config, read_tensors, write_folder
+from maetok.networks.layers.patches import as_pair, grid_of, patch_grid, unpatchify
+from maetok.networks.layers.vit import Positions, TransformerSize
+from maetok.networks.tokenizer.bottlenecks import Bottleneck, PlainBottleneck
+from maetok.networks.tokenizer.decoder import Decoder
+from maetok.networks.tokenizer.encoder import Encoder
+from maetok.networks.tokenizer.masking import visible_patches
+from maetok.networks.tokenizer.published import (
+    REQUIRED_KEYS,
+    SIZE_OVERRIDES,
+    UNUSED,
+    published_config,
+    to_our_name,
+    to_published_name,
+    tokenizer_arguments,
+    unused_tensors,
+)
+from maetok.networks.weights import weights_hash
+
+
+class Tokenizer(nn.Module):
+    """MAETok's autoencoder: a ViT encoder with L latent tokens, a bottleneck, and a ViT pixel decoder.
+
+    The defaults are MAETok-B/16 with 128 latent tokens of 32 channels (paper section 3.1).
+
+    Args:
+        image_size: training resolution, a side length or (height, width); other sizes work at run time.
+        patch_size: side of a square patch.
+        latent_tokens: number L of latent tokens.
+        bottleneck: called with the encoder width; decides the latent channels C.
+        encoder: size of the encoder.
+        decoder: size of the pixel decoder.
+        encoder_positions: position information on the encoder's image tokens.
+        decoder_positions: the same for the decoder.
+        rope_theta: base of the initial rotary frequencies.
+        register_tokens: extra prefix tokens of the encoder.
+        decoder_class_token: put a learned token in front of the decoder's sequence.
+        layer_scale: initial residual scale in plain blocks.
+        latent_modulation: use the released "movqv2" blocks in the pixel decoder.
+        mask_mode: what becomes of masked patches in the encoder: a mask token takes their place (the paper's), or they
+            are dropped from its sequence, as in MAE, and there is no mask token.
+
+    Raises:
+        ValueError: if ``image_size`` is not divisible by ``patch_size``, or for another mask mode.
+    """
+
+    def __init__(
+        self,
+        image_size: int | tuple[int, int] = 256,
+        patch_size: int = 16,
+        latent_tokens: int = 128,
+        bottleneck: Callable[[int], Bottleneck] = PlainBottleneck,
+        encoder: TransformerSize = TransformerSize(),  # noqa: B008 - frozen
+        decoder: TransformerSize = TransformerSize(),  # noqa: B008 - frozen
+        encoder_positions: Positions = "rotary",
+        decoder_positions: Positions = "rotary",
+        rope_theta: float = 10.0,
+        register_tokens: int = 0,
+        decoder_class_token: bool = False,
+        layer_scale: float = 1.0,
+        latent_modulation: bool = False,
+        mask_mode: Literal["replace", "drop"] = "replace",
+    ) -> None:
+        super().__init__()
+        if mask_mode not in ("replace", "drop"):
+            raise ValueError(f"tokenizer.init_args.mask_mode={mask_mode!r} must be replace or drop")
+        self.image_size, self.patch_size, self.latent_tokens = as_pair(image_size), patch_size, latent_tokens
+        self.encoder_size, self.decoder_size, self.rope_theta = encoder, decoder, rope_theta
+        self.encoder_positions, self.decoder_positions = encoder_positions, decoder_positions
+        self.grid, self.mask_mode = patch_grid(image_size, patch_size), mask_mode
+        self.encoder = Encoder(
+            self.grid,
+            patch_size,
+            latent_tokens,
+            encoder,
+            positions=encoder_positions,
+            rope_theta=rope_theta,
+            register_tokens=register_tokens,
+            layer_scale=layer_scale,
+            mask_token=mask_mode == "replace",
+        )
+        self.bottleneck = bottleneck(encoder.width)
+        self.decoder = Decoder(
+            self.grid,
+            3 * patch_size**2,
+            latent_tokens,
+            self.bottleneck.channels,
+            decoder,
+            positions=decoder_positions,
+            rope_theta=rope_theta,
+            class_token=decoder_class_token,
+            layer_scale=layer_scale,
+            latent_modulation=latent_modulation,
+        )
+        self.published_config: dict[str, Any] = {}  # set by from_pretrained, so that save_pretrained gives it back
+        self.published_unused: dict[str, Tensor] = {}
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels C of a latent."""
+        return self.bottleneck.channels
+
+    def latents_hash(self) -> str:
+        """Hash of all that latents depend on: encoder and bottleneck, so a fine-tuned decoder does not change it."""
+        description = f"{self.patch_size} {self.encoder_size} {self.encoder_positions} {type(self.bottleneck).__name__}"
+        return weights_hash(description, (self.encoder.state_dict(), self.bottleneck.state_dict()))
+
+    def bottlenecked(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Latents (B, L, C) and the bottleneck's named losses; for training. See :meth:`encode`."""
+        if mask is None:
+            return self.bottleneck(self.encoder(images))
+        expected = (images.shape[0], math.prod(grid_of(images, self.patch_size)))
+        if mask.shape != expected:
+            raise ValueError(f"mask has shape {tuple(mask.shape)}, expected {expected}")
+        if self.mask_mode == "replace":
+            return self.bottleneck(self.encoder(images, mask.to(images.device, non_blocking=True)))
+        return self.bottleneck(self.encoder(images, visible=visible_patches(mask, images.device)))
+
+    def encode(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Encode images.
+
+        Args:
+            images: (B, 3, H, W) float in [-1, 1].
+            mask: (B, N) bool, True = masked, none by default; on the CPU if an accelerator shall not be waited for.
+
+        Returns:
+            Raw latents (B, L, C).
+
+        Raises:
+            ValueError: if the image is not divisible into patches or the mask does not fit it.
+        """
+        return self.bottlenecked(images, mask)[0]
+
+    def decode(self, latents: Tensor, size: int | tuple[int, int] | None = None) -> Tensor:
+        """Decode latents to pixels; values are not clamped.
+
+        Args:
+            latents: (B, L, C).
+            size: (height, width) or side of the wanted images; the training resolution if not given.
+
+        Returns:
+            (B, 3, H, W), about [-1, 1].
+
+        Raises:
+            ValueError: if ``latents`` or ``size`` do not fit this tokenizer.
+        """
+        grid = self.grid if size is None else patch_grid(size, self.patch_size)
+        return unpatchify(self.decoder(latents, grid), grid)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Reconstruct images at their own size: (B, 3, H, W) -> (B, 3, H, W)."""
+        grid = grid_of(images, self.patch_size)
+        return unpatchify(self.decoder(self.encode(images), grid), grid)
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo: str | Path, **overrides: Any) -> "Tokenizer":
+        """Load a published tokenizer (config.json + model.safetensors); see :func:`load_tokenizer`."""
+        return load_tokenizer(path_or_repo, **overrides)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors in the published format; see :func:`save_tokenizer`."""
+        save_tokenizer(self, folder)
+
+
+def load_tokenizer(path_or_repo: str | Path, **overrides: Any) -> Tokenizer:
+    """Build a published tokenizer and load its weights strictly.
+
+    Args:
+        path_or_repo: local folder or hub id.
+        **overrides: ``embed_dim``, ``depth``, ``num_heads`` (for encoder and decoder alike) where the backbone's name
+            in config.json does not give the true size, or any key of config.json.
+
+    Returns:
+        The tokenizer in evaluation mode, float32, on CPU.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        TypeError: for an override that is neither a size nor a key of config.json.
+        ValueError: for a truncated file, another kind of model, missing, unknown or misshapen tensors.
+    """
+    folder = locate(path_or_repo)
+    config = read_config(folder / "config.json", REQUIRED_KEYS, "tokenizer")
+    for key, value in overrides.items():
+        if key in SIZE_OVERRIDES:
+            config |= {f"encoder_{key}": value, f"decoder_{key}": value}
+        elif key in config:
+            config[key] = value
+        else:
+            raise TypeError(
+                f"unknown override {key!r}: neither a size ({', '.join(SIZE_OVERRIDES)}) nor in config.json"
+            )
+    tokenizer = Tokenizer(**tokenizer_arguments(config))
+    load_published_state(tokenizer, read_tensors(folder / "model.safetensors"), str(folder))
+    tokenizer.published_config = config
+    return tokenizer.eval()
+
+
+def load_published_state(tokenizer: Tokenizer, published: dict[str, Tensor], source: str) -> None:
+    """Copy published tensors into a tokenizer; all must be used or be on the list of unused ones."""
+    own = tokenizer.state_dict()
+    unused = {name for name in published if UNUSED.fullmatch(name)}
+    if "decoder.position_table" not in own:
+        unused.add("decoder.model.pos_embed")
+    used = {name: tensor for name, tensor in published.items() if name not in unused}
+    for name in (name for name in ("encoder.freqs", "decoder.freqs") if name in used and to_our_name(name) in own):
+        if used[name].numel() == own[to_our_name(name)].numel():
+            used[name] = used[name].reshape(own[to_our_name(name)].shape)
+    remedy = "If only sizes differ, pass embed_dim=, depth=, num_heads=."
+    load_strictly(tokenizer, used, to_published_name, source, remedy)
+    tokenizer.published_unused = {name: published[name] for name in sorted(unused & published.keys())}
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
+    """Write a tokenizer in the published format; one that was loaded from it comes out bit for bit.
+
+    Parts that the published model always has and ours may lack are written with neutral values (a zero position
+    table), so the written model computes the same.
+
+    Raises:
+        ValueError: if the bottleneck is not plain, the image is not square, or only one of encoder and decoder has
+            rotary embeddings: the format has no place for these.
+    """
+    if not isinstance(tokenizer.bottleneck, PlainBottleneck):
+        raise ValueError(f"the published format holds plain autoencoders, not {type(tokenizer.bottleneck).__name__}")
+    if (tokenizer.encoder.rope is None) != (tokenizer.decoder.rope is None):
+        raise ValueError("the published format holds rotary embeddings in both encoder and decoder, or in neither")
+    if tokenizer.image_size[0] != tokenizer.image_size[1]:
+        raise ValueError(f"the published format holds square image sizes, not {tokenizer.image_size}")
+    tensors = {to_published_name(name): tensor for name, tensor in tokenizer.state_dict().items()}
+    for name in ("encoder.freqs", "decoder.freqs"):
+        if name in tensors:
+            tensors[name] = tensors[name].flatten(2)
+    tensors |= tokenizer.published_unused or unused_tensors(tokenizer)
+    write_folder(folder, tensors, tokenizer.published_config or published_config(tokenizer))

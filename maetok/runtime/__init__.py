@@ -1,0 +1,1 @@
+"""The process and its machine: distributed helpers, CPU settings, memory, FLOPs."""

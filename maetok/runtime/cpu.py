@@ -1,0 +1,40 @@
+"""Settings of this process that make networks faster on a CPU; results stay those of float32."""
+
+import torch
+
+from maetok.runtime.memory import keep_freed_memory
+
+
+def tune_cpu() -> None:
+    """Apply the settings for this process, as tasks do that run on a CPU."""
+    keep_freed_memory()
+    use_fast_float32()
+
+
+def use_fast_float32() -> bool:
+    """Let oneDNN compute float32 matrix products, which is up to twice as fast where MKL does not know the CPU.
+
+    PyTorch asks oneDNN only if products may be rounded to bfloat16. Without AMX oneDNN has no faster way to use that
+    permission, and computes in float32 all the same; so CPUs with AMX are left alone, and on others one product is
+    compared with float64 before the setting stays. It is the CPU's own: products on a GPU are not affected.
+
+    Returns:
+        Whether the setting is made.
+    """
+    if not torch.backends.mkldnn.is_available() or torch.cpu._is_amx_tile_supported():
+        return False
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined] # set at run time
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    if product_error() > 2e-6:
+        matmul.fp32_precision = before
+        return False
+    return True
+
+
+def product_error() -> float:
+    """Relative error of a float32 matrix product on the CPU: about 3e-7, and 3e-3 if it is rounded to bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(64, 768, generator=generator) for _ in range(2))
+    exact = left.double() @ right.double().T
+    return float(((left @ right.T) - exact).norm() / exact.norm())

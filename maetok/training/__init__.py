@@ -1,0 +1,1 @@
+"""What training needs beside the networks: moving averages, sharding, guarded steps."""

@@ -1,0 +1,169 @@
+"""Networks divided among processes by FSDP2: each block by itself, and with each part what is in none of its blocks.
+
+A part is a module that is called as a whole (an encoder, a decoder, a denoiser). Of a sharded parameter every process
+holds an equal share, and so of its gradient, its optimizer state and its moving average.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from maetok.networks.denoiser.denoiser import ConditionedBlock
+from maetok.networks.layers.rope import MixedRotaryEmbedding2d
+from maetok.networks.layers.vit import Block, ModulatedBlock
+from maetok.networks.tokenizer.bottlenecks import Bottleneck
+from maetok.runtime.distributed import several_processes
+
+BLOCKS = (Block, ModulatedBlock, ConditionedBlock)
+PRECISE = (Bottleneck, MixedRotaryEmbedding2d)
+"""Modules that compute in float32 whatever the precision of training: distances to codewords and angles need it."""
+
+
+class Divisible(Protocol):
+    """A network that knows its parts."""
+
+    def parts(self) -> list[nn.Module]:
+        """The modules that are called, each as a whole."""
+
+
+def shard(
+    network: nn.Module,
+    mesh: DeviceMesh,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    stays_gathered: bool = False,
+) -> None:
+    """Divide a network among the processes of a mesh, in place; call it before the optimizer is built.
+
+    All processes get the parameters of the first one, whatever theirs are. The others may have built the network on the
+    meta device (``with torch.device("meta")``), and then never hold more of it than their shares and one parameter.
+
+    Args:
+        network: has ``parts()``.
+        mesh: (shards) or (replicas, shards) processes.
+        device: that of this process.
+        dtype: dtype of the parameters while they compute; gradients are averaged, and parameters kept, in float32.
+            None for the dtype that they have.
+        stays_gathered: once gathered, keep all weights on every process until :func:`reshard`. Otherwise they are kept
+            from the forward to the backward pass by no block, but by what a part has beside its blocks: the adaptive
+            weight of the adversarial loss wants the gradient at the last layer.
+    """
+    # Right for outputs that are changed in place, which nothing here does.
+    warnings.filterwarnings("ignore", r"FSDP2-wrapped module \(\w+\) returned a view tensor")
+    values = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    for part in cast(Divisible, network).parts():
+        for module in reversed(list(part.modules())):  # inner ones first
+            if module is not part and not isinstance(module, (*BLOCKS, MixedRotaryEmbedding2d)):
+                continue
+            if isinstance(module, MixedRotaryEmbedding2d):
+                module.caches = False  # weights are gathered into the same memory, behind the version counter
+            lowered = None if isinstance(module, PRECISE) else dtype
+            policy = MixedPrecisionPolicy(lowered, torch.float32 if lowered else None, cast_forward_inputs=False)
+            fully_shard(
+                module,
+                mesh=mesh,
+                reshard_after_forward=False if stays_gathered else None,
+                mp_policy=policy,
+                shard_placement_fn=placement(mesh),
+            )
+    take_from_first(network, values, device)
+
+
+@torch.no_grad()
+def take_from_first(network: nn.Module, values: dict[str, Tensor], device: torch.device) -> None:
+    """Fill a sharded network with the ``values`` that the first process has of its parameters.
+
+    Raises:
+        ValueError: on the first process, if it has none.
+    """
+    if any(value.is_meta for value in values.values()):
+        if dist.get_rank() == 0:
+            raise ValueError(
+                "the first process has built the network on the meta device, but all take its weights: do the "
+                "variables of the launcher (RANK, LOCAL_RANK, NODE_RANK, SLURM_PROCID) name another process as first? "
+                "Correct them, or set trainer.strategy.init_args.meta_device to false"
+            )
+        network.to_empty(device=device)
+    for name, parameter in network.named_parameters():
+        value = values.pop(name)
+        sent = torch.empty(value.shape, dtype=value.dtype, device=device) if value.is_meta else value.to(device)
+        assert isinstance(parameter, DTensor)
+        local(parameter).copy_(local(distribute_tensor(sent, parameter.device_mesh, parameter.placements)))
+
+
+def divided_dimension(shape: Sequence[int], shards: int) -> int:
+    """The dimension that a parameter is divided along: the first that can be divided evenly, or else the first."""
+    return next((dimension for dimension, size in enumerate(shape) if size % shards == 0), 0)
+
+
+def placement(mesh: DeviceMesh) -> Callable[[nn.Parameter], Shard]:
+    """Tells FSDP2 how to divide each parameter among the shards of a mesh."""
+    shards = mesh.size(mesh.ndim - 1)
+    return lambda parameter: Shard(divided_dimension(parameter.shape, shards))
+
+
+def units(network: nn.Module) -> Iterator[FSDPModule]:
+    """All sharded modules of a network; none if it is not sharded."""
+    return (module for module in network.modules() if isinstance(module, FSDPModule))
+
+
+def gather(network: nn.Module) -> None:
+    """Let every process hold all weights, until :func:`reshard`, so that each can run the network by itself."""
+    for unit in units(network):
+        unit.unshard()
+
+
+def reshard(network: nn.Module) -> None:
+    """Let every process hold its own share only; after a forward pass without a backward it may hold more."""
+    for unit in units(network):
+        unit.reshard()
+
+
+def is_sharded(network: nn.Module) -> bool:
+    """Whether any module of the network is sharded."""
+    return any(True for _ in units(network))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's share of a sharded tensor, in the same memory; any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a sharded tensor, on every process; all processes must call this together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def broadcast_from_first(module: nn.Module, device: torch.device) -> None:
+    """Give every process the parameters and buffers of the first one, but for those that are sharded."""
+    if not several_processes():
+        return
+    for tensor in (*module.parameters(), *module.buffers()):
+        if isinstance(tensor, DTensor):
+            continue
+        sent = tensor.detach().to(device).contiguous()
+        dist.broadcast(sent, 0)
+        tensor.copy_(sent)
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Average over all processes the gradients of parameters that each process holds entirely, in one message."""
+    if not several_processes():
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    torch._foreach_copy_(gradients, [part.view_as(whole) for part, whole in zip(parts, gradients, strict=True)])

@@ -1,0 +1,1 @@
+"""Commands that drive runs of ``main.py`` or read what they left."""

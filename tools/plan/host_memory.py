@@ -1,0 +1,70 @@
+"""Host memory of each of two processes when a sharded training of stage 3 begins, with and without the meta device.
+
+``python -m tools.plan.host_memory --config configs/experiment/imagenet256_sit_l.yaml`` runs the real command line until
+networks are sharded and optimizers built, with a random tokenizer and no data, and prints a table.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from lightning.pytorch import Callback
+
+OVERLAY = "configs/overlay/fsdp.yaml"
+DATA = "lightning.pytorch.demos.boring_classes.BoringDataModule"  # no training step comes to ask for a batch
+GIBIBYTE = 2**30
+
+
+def memory(name: str) -> int:
+    """Bytes of this process by their name in /proc: ``VmRSS`` are those it has now, ``VmHWM`` the most it has had."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+class ReportMemory(Callback):
+    """Writes what memory a process has and has had at the beginning of ``fit``, and ends it there."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Note the memory before sharding."""
+        self.built = memory("VmRSS")
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Networks are sharded, optimizers built."""
+        numbers = {"built": self.built, "sharded": memory("VmRSS"), "peak": memory("VmHWM")}
+        (Path(trainer.default_root_dir) / f"{trainer.global_rank}.json").write_text(json.dumps(numbers))
+        dist.barrier()
+        os._exit(0)
+
+
+def measure(config: Path, meta_device: bool) -> list[dict[str, int]]:
+    """Bytes of the first and of the second process; raises CalledProcessError if the command line fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "main.py", "fit", f"--config={config}", f"--config={OVERLAY}", f"--data={DATA}"]
+        command += ["--model.init_args.init_from=null", "--trainer.accelerator=cpu", "--trainer.devices=2"]
+        command += ["--trainer.callbacks=tools.plan.host_memory.ReportMemory", f"--trainer.default_root_dir={folder}"]
+        command += [f"--trainer.strategy.init_args.meta_device={str(meta_device).lower()}", "--trainer.logger=false"]
+        command += ["--trainer.enable_model_summary=false", "--trainer.precision=32-true"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": "."})
+        return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def main(args: list[str] | None = None) -> None:
+    """Command line entry."""
+    parser = argparse.ArgumentParser(prog="python -m tools.plan.host_memory", description="Host memory at start-up.")
+    parser.add_argument("--config", required=True, type=Path, help="experiment that trains a denoiser")
+    config = parser.parse_args(args).config
+    print("| meta_device | process | built, GiB | sharded, GiB | peak, GiB |\n|---|---|---|---|---|")
+    for meta_device in (False, True):
+        for rank, numbers in enumerate(measure(config, meta_device)):
+            cells = [f"{numbers[name] / GIBIBYTE:.2f}" for name in ("built", "sharded", "peak")]
+            print(f"| {str(meta_device).lower()} | {rank} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""One training step of a real task on fake tensors, which have shapes but no memory: its live bytes and its FLOPs.
+
+The task's own ``training_step`` runs, forward and backward, with all its networks, losses and the discriminator. The
+device is called ``cpu``, since torch without CUDA cannot run backward on fake GPU tensors; attention goes through the
+fused kernel as on a GPU, and autocast is that of the CPU, which differs from the GPU's in a few elementwise operations.
+"""
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lightning_modules.autoencoder import AutoencoderTask
+from lightning_modules.base import Task
+from maetok.networks.layers import attention, rope
+from maetok.networks.pretrained import frozen_networks
+from maetok.networks.targets import hog
+from maetok.networks.tokenizer import tokenizer
+from maetok.runtime.flops import FlopCounter
+from tools.plan.state import trained_networks
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What one micro-batch takes on one process, state excepted."""
+
+    saved: int
+    """Bytes that wait for the generator's backward pass when that begins: activations, bfloat16 copies of weights,
+    inputs, losses."""
+    peak: int
+    """Largest number of bytes at any moment of the step, temporary tensors included."""
+    weight_copies: int
+    """Bytes of the copies of the main network's weights in autocast's dtype, which FSDP2 gathers instead; part of both
+    numbers above."""
+    flops: int
+    """Floating-point operations of matrix products, convolutions and attention, with those that backward passes do
+    again; one multiply-add is two."""
+
+
+class LiveMemory(TorchDispatchMode):
+    """Counts the bytes of tensors that are made while it is active and have not been freed.
+
+    Args:
+        weights: parameters whose copies in another dtype are counted apart as well.
+    """
+
+    def __init__(self, weights: list[Tensor]) -> None:
+        super().__init__()
+        self.live, self.peak, self.copies = 0, 0, 0
+        self.weights = {weight.untyped_storage()._cdata for weight in weights}
+        self.known: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and count what it has made."""
+        result = func(*args, **(kwargs or {}))
+        inputs = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and (key := leaf.untyped_storage()._cdata) not in inputs:
+                self.add(leaf.untyped_storage(), key)
+                if func is aten._to_copy.default and inputs & self.weights:
+                    self.copies += leaf.untyped_storage().nbytes()
+        self.peak = max(self.peak, self.live)
+        return result
+
+    def add(self, storage: torch.UntypedStorage, key: int) -> None:
+        """Count a storage until it is freed."""
+        if key in self.known:
+            return
+        size = storage.nbytes()
+        self.live += size
+        self.known[key] = weakref.ref(storage, lambda _: self.remove(key, size))
+
+    def remove(self, key: int, size: int) -> None:
+        """A storage has been freed."""
+        self.live -= size
+        self.known.pop(key, None)
+
+
+def fake_copy(network: nn.Module) -> None:
+    """Replace parameters and buffers, on the meta device for example, by fake ones; inside a FakeTensorMode only."""
+    replaced: dict[Tensor, Tensor] = {}
+
+    def fake(tensor: Tensor) -> Tensor:
+        if tensor not in replaced:
+            empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+            replaced[tensor] = (
+                nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+            )
+        return replaced[tensor]
+
+    for module in network.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    tensors[name] = fake(tensor)
+
+
+def really(holder: Any, name: str) -> Any:
+    """A patch that lets a function of a module or class work on real tensors inside a FakeTensorMode."""
+    function = getattr(holder, name)
+
+    def real(*arguments: Any) -> Any:
+        with unset_fake_temporarily():
+            return function(*arguments)
+
+    return mock.patch.object(holder, name, real)
+
+
+@contextlib.contextmanager
+def fake_step(task: Task) -> Iterator[None]:
+    """Make the networks of a task fake, attention and rotation as on a GPU; nothing fake stays in caches behind.
+
+    Masks are real: how long a sequence is without its masked patches depends on their values.
+    """
+    caches = (hog.gaussian_window, hog.sobel_kernels)
+    for cache in caches:
+        cache.cache_clear()
+    try:
+        with (
+            FakeTensorMode(allow_non_fake_inputs=True),
+            mock.patch.object(attention, "plain_is_faster", return_value=False),
+            mock.patch.object(rope, "complex_is_faster", lambda _, dtype: dtype == torch.float32),
+            really(AutoencoderTask, "draw_mask"),
+            really(tokenizer, "visible_patches"),
+        ):
+            for network in (task, *frozen_networks(task)):
+                fake_copy(network)
+            task._device = torch.device("cpu")  # Lightning has noted the device that the task was made on
+            yield
+    finally:
+        for cache in caches:
+            cache.cache_clear()
+
+
+def run_step(
+    task: Task, batch: dict[str, Tensor], precision: str, at_backward: Callable[[], None] = lambda: None
+) -> None:
+    """Run ``training_step`` on a batch without a trainer, gradients kept: the discriminator plays, nothing is logged.
+
+    Args:
+        task: with networks on the CPU, fake or real.
+        batch: of this process.
+        precision: ``trainer.precision`` of the config.
+        at_backward: called before each backward pass.
+    """
+
+    def backward(loss: Tensor, *_: Any, **__: Any) -> None:
+        at_backward()
+        loss.backward()
+
+    start = getattr(getattr(task, "objective", None), "discriminator_start", 0)
+    task.trainer = SimpleNamespace(
+        world_size=1, global_rank=0, global_step=start, max_steps=2 * start + 2, training=True, strategy=None
+    )
+    replaced = {
+        "manual_backward": backward,
+        "step_optimizer": lambda *_: torch.zeros(()),
+        "learning_rate": lambda _: 0.0,
+        "log_scalars": lambda _: None,
+        "training_noise": torch.randn_like,
+    }
+    for name, function in replaced.items():
+        setattr(task, name, function)
+    try:
+        task.train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+            task.training_step(batch, 0)
+    finally:
+        for name in replaced:
+            delattr(task, name)
+
+
+def measure_step(task: Task, batch: Callable[[], dict[str, Tensor]], precision: str) -> StepCost:
+    """Live bytes and FLOPs of a step; on fake tensors inside :func:`fake_step`, else on real ones.
+
+    Gradients are there before, as in the later micro-batches of an accumulated step, and do not count.
+    """
+    for parameter in task.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    copied = [p for trained in trained_networks(task) if trained.sharded for p in trained.network.parameters()]
+    memory, saved = LiveMemory(copied), []
+    with FlopCounter() as counter, memory:
+        run_step(task, batch(), precision, lambda: saved.append(memory.live))
+    return StepCost(saved[0], memory.peak, memory.copies, counter.flops + counter.recomputed)
