@@ -21,7 +21,7 @@ from lightning_modules import CosineWithWarmup
 from lightning_modules.base import Optimization
 from maetok.checkpoints.files import Checkpoint, CheckpointFiles
 from maetok.checkpoints.runs import complete_checkpoints, step_of
-from maetok.checkpoints.runs import files as checkpoint_files
+from maetok.checkpoints import files as checkpoint_files
 from tests.callbacks.test_non_finite_guard import States, records
 from tests.lightning_modules.test_latent_diffusion import Recorder, diffusion, latent_shards, trainer
 from tests.lightning_modules.test_tokenizer_training import Noise, task
