@@ -37,13 +37,13 @@ def sample_counts(latents: int) -> list[int]:
 
 def synthetic_latents(samples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """(n, 128, 32) float32 and labels (n,): classes in factors of falling variance, spread over all values, noise."""
-    generator = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     scale = (1 + np.arange(FACTORS)) ** -0.5
-    centres = generator.standard_normal((CLASSES, FACTORS)) * scale
-    directions = np.linalg.qr(generator.standard_normal((SHAPE[0] * SHAPE[1], FACTORS)))[0].T.astype(np.float32)
-    generator, labels = np.random.default_rng([1, seed]), np.arange(samples) % CLASSES
-    factors = centres[labels] + 0.7 * scale * generator.standard_normal((samples, FACTORS))
-    latents = generator.standard_normal((samples, directions.shape[1]), dtype=np.float32)
+    centres = rng.standard_normal((CLASSES, FACTORS)) * scale
+    directions = np.linalg.qr(rng.standard_normal((SHAPE[0] * SHAPE[1], FACTORS)))[0].T.astype(np.float32)
+    rng, labels = np.random.default_rng([1, seed]), np.arange(samples) % CLASSES
+    factors = centres[labels] + 0.7 * scale * rng.standard_normal((samples, FACTORS))
+    latents = rng.standard_normal((samples, directions.shape[1]), dtype=np.float32)
     latents *= 0.01
     latents += factors.astype(np.float32) @ directions
     return latents.reshape(samples, *SHAPE), labels

@@ -75,8 +75,8 @@ class ImageShardDataset(Dataset[ImageBatch]):
         faults.append(image)
         if not self.training:
             return -1, None
-        generator = np.random.Generator(np.random.PCG64(np.array(uniform).view(np.uint64)))
-        for candidate in generator.integers(len(self.index), size=REPLACEMENTS).tolist():
+        rng = np.random.Generator(np.random.PCG64(np.array(uniform).view(np.uint64)))
+        for candidate in rng.integers(len(self.index), size=REPLACEMENTS).tolist():
             image = self.image(candidate, uniform)
             if isinstance(image, Tensor):
                 return candidate, image

@@ -92,10 +92,10 @@ class LatentDataset(Dataset[LatentBatch]):
     def variants(self, epoch: int) -> np.ndarray:
         """(n,) variant of each sample in an epoch."""
         if epoch != self.epoch:
-            generator = np.random.Generator(np.random.PCG64([self.seed, epoch, 1]))
+            rng = np.random.Generator(np.random.PCG64([self.seed, epoch, 1]))
             self.epoch, self.variant = (
                 epoch,
-                generator.integers(self.index.variants, size=len(self.index), dtype=np.uint8),
+                rng.integers(self.index.variants, size=len(self.index), dtype=np.uint8),
             )
         return self.variant
 

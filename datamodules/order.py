@@ -46,15 +46,15 @@ class EpochShuffle:
 
     def __call__(self, epoch: int) -> np.ndarray:
         """(n,) int64 permutation of the samples for one epoch."""
-        generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
+        rng = np.random.Generator(np.random.PCG64([self.seed, epoch]))
         if self.window is None:
-            return generator.permutation(len(self))
+            return rng.permutation(len(self))
         ends = np.cumsum(self.shard_sizes)
-        shards = generator.permutation(len(ends))
+        shards = rng.permutation(len(ends))
         windows = []
         for first in range(0, len(shards), self.window):
             parts = [np.arange(ends[s] - self.shard_sizes[s], ends[s]) for s in shards[first : first + self.window]]
-            windows.append(generator.permutation(np.concatenate(parts)))
+            windows.append(rng.permutation(np.concatenate(parts)))
         return np.concatenate(windows)
 
 

@@ -11,7 +11,7 @@ from datamodules.order import BatchReference, ShardwiseOrder
 from datamodules.sharded import Loading, ShardedData
 
 
-class SampleIndex:
+class SampleBlocks:
     """Samples 0 ... count - 1 in blocks, which take the place of shards: shared out, written and resumed whole.
 
     Args:
@@ -74,13 +74,13 @@ class SampleLabels(ShardedData):
         if count < 1 or block < 1:
             raise ValueError(f"data.init_args.count={count} and block={block} must be at least 1")
         super().__init__(batch_size, None, Loading(num_workers=0), None, False, seed)
-        self.num_classes, self.samples = num_classes, SampleIndex(count, block)
+        self.num_classes, self.samples = num_classes, SampleBlocks(count, block)
         self.finished_shards: dict[Split, Collection[int]] = {"train": ()}
-        generator = np.random.Generator(np.random.PCG64([self.seed, 2]))
-        random = generator.integers(num_classes, size=count)
+        rng = np.random.Generator(np.random.PCG64([self.seed, 2]))
+        random = rng.integers(num_classes, size=count)
         self.labels = random if labels == "random" else np.arange(count) % num_classes
 
-    def index(self, split: Split) -> SampleIndex:
+    def index(self, split: Split) -> SampleBlocks:
         """The blocks of samples."""
         return self.samples
 

@@ -57,7 +57,7 @@ class Loading:
         return BatchLoader(
             dataset,
             batch_sampler=order,  # type: ignore[arg-type] # the dataset understands what the order yields
-            collate_fn=as_it_is,
+            collate_fn=identity,
             num_workers=self.num_workers,
             pin_memory=pin_memory,
             **workers,
@@ -94,7 +94,7 @@ class BatchLoader(DataLoader[Any]):
             }
 
 
-def as_it_is(batch: Any) -> Any:
+def identity(batch: Any) -> Any:
     """The datasets make whole batches themselves."""
     return batch
 

@@ -1,4 +1,4 @@
-"""What stage 1 (tokenizer) and stage 2 (its pixel decoder) share: reconstruction and the game with a discriminator."""
+"""Shared by stage 1 (tokenizer) and stage 2 (its pixel decoder): reconstruction and adversarial training."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class AutoencoderTask(Task):
 
     Args:
         model: the autoencoder; what of it requires gradients is trained.
-        generator: its optimisation.
+        autoencoder_optimization: its optimisation.
         objective: pixel, perceptual and adversarial losses.
         discriminator: builder of the discriminator; called only if the adversarial weight is positive.
         discriminator_optimization: optimisation of the discriminator.
@@ -41,7 +41,7 @@ class AutoencoderTask(Task):
     def __init__(
         self,
         model: MaskedAutoencoder,
-        generator: Optimization,
+        autoencoder_optimization: Optimization,
         objective: ReconstructionObjective,
         discriminator: Callable[[], nn.Module] | None,
         discriminator_optimization: Optimization | None,
@@ -63,7 +63,10 @@ class AutoencoderTask(Task):
                     "model.init_args.discriminator and discriminator_optimization; set them, or the weight to 0"
                 )
             self.discriminator = discriminator()
-        self.generator, self.discriminator_optimization = generator, discriminator_optimization
+        self.autoencoder_optimization, self.discriminator_optimization = (
+            autoencoder_optimization,
+            discriminator_optimization,
+        )
         self.compile_blocks, self.activation_checkpointing = compile, activation_checkpointing
 
     @abstractmethod
@@ -87,8 +90,8 @@ class AutoencoderTask(Task):
         self.check_image_size(self.model.tokenizer.image_size)
 
     def configure_optimizers(self) -> tuple[list[Any], list[Any]]:
-        """The generator's optimizer first, then the discriminator's if there is one."""
-        pairs = [self.generator.build(self.model, self.trainer.max_steps)]
+        """The autoencoder's optimizer first, then the discriminator's if there is one."""
+        pairs = [self.autoencoder_optimization.build(self.model, self.trainer.max_steps)]
         if self.discriminator is not None and self.discriminator_optimization is not None:
             self.discriminator.requires_grad_(True)  # which an earlier training may have left off
             steps = self.trainer.max_steps
@@ -97,40 +100,40 @@ class AutoencoderTask(Task):
             pairs.append(self.discriminator_optimization.build(self.discriminator, steps))
         return [optimizer for optimizer, _ in pairs], [schedule for _, schedule in pairs]
 
-    def draw_mask(self, images: Tensor, generator: np.random.Generator) -> Tensor | None:
+    def draw_mask(self, images: Tensor, rng: np.random.Generator) -> Tensor | None:
         """A random mask (B, N) for these images, or None when masking is off.
 
         It is made on the host, where the number of visible patches can be read without waiting for an accelerator.
         """
         rows, columns = grid_of(images, self.model.tokenizer.patch_size)
-        uniform = self.uniform_on_host(generator, len(images), 1 + rows * columns)
+        uniform = self.uniform_on_host(rng, len(images), 1 + rows * columns)
         ratios = self.mask_ratios(uniform[:, 0])
         return None if ratios is None else random_mask(ratios, uniform[:, 1:])
 
     @property
-    def discriminator_plays(self) -> bool:
+    def discriminator_is_active(self) -> bool:
         """Whether the discriminator takes part in the next step."""
-        return self.discriminator is not None and self.objective.plays(self.global_step)
+        return self.discriminator is not None and self.objective.discriminator_active(self.global_step)
 
     @property
     def step_kind(self) -> str:
-        """A step costs more once the discriminator plays."""
-        return "with discriminator" if self.discriminator_plays else "without discriminator"
+        """Name the kind of the next step: it costs more once the discriminator is active."""
+        return "with discriminator" if self.discriminator_is_active else "without discriminator"
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """One micro-batch for the generator, then the same for the discriminator once it plays."""
-        generator = np.random.default_rng(self.begin_micro_step())
+        """Train the autoencoder on one micro-batch, then the discriminator once it is active."""
+        rng = np.random.default_rng(self.begin_micro_step())
         images = batch["images"]
-        plays = self.discriminator_plays  # asked before the generator steps: its step and the other belong together
-        mask = self.draw_mask(images, generator)
-        augmentation = self.uniform(generator, len(images), 3, UNIFORM_NUMBERS) if plays else None
-        reconstructions, scalars = self.generator_step(images, mask, augmentation)
+        active = self.discriminator_is_active  # read before the autoencoder steps: both steps belong together
+        mask = self.draw_mask(images, rng)
+        augmentation = self.uniform(rng, len(images), 3, UNIFORM_NUMBERS) if active else None
+        reconstructions, scalars = self.autoencoder_step(images, mask, augmentation)
         if augmentation is not None:
             scalars |= self.discriminator_step(images, reconstructions, augmentation)
         self.end_micro_step()
         self.log_scalars(scalars)
 
-    def generator_step(
+    def autoencoder_step(
         self, images: Tensor, mask: Tensor | None, augmentation: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Forward and backward of the trained networks; on the last micro-batch also their optimizer and EMA step.
@@ -138,19 +141,19 @@ class AutoencoderTask(Task):
         Returns:
             Detached reconstructions (B, 3, H, W) and the scalars to log.
         """
-        plays = augmentation is not None
+        active = augmentation is not None
         if self.discriminator is not None:
             self.discriminator.requires_grad_(False)
-        reconstructions, others = self.reconstruct_masked(images, mask)
+        reconstructions, auxiliary_losses = self.reconstruct_masked(images, mask)
         with self.local_gradients():  # the adaptive weight asks for gradients of one layer
-            loss, terms = self.objective.generator(
+            loss, terms = self.objective.autoencoder(
                 reconstructions,
                 images,
                 self.model.tokenizer.decoder.output.weight,
-                self.discriminator if plays else None,
+                self.discriminator if active else None,
                 augmentation[:, 0] if augmentation is not None else None,
             )
-        for name, (weight, term) in others.items():
+        for name, (weight, term) in auxiliary_losses.items():
             loss, terms[name] = loss + weight * term, term.detach()
         self.backward_micro_batch(0, loss)
         scalars: dict[str, Tensor | float] = {f"train/{name}": term for name, term in terms.items()}
@@ -158,10 +161,10 @@ class AutoencoderTask(Task):
         if mask is not None:
             scalars["train/mask_ratio"] = mask.float().mean()
         if self.is_last_micro_step:
-            scalars["learning_rate/generator"] = self.learning_rate(0)
-            norm = self.step_optimizer(0, self.model, self.generator.gradient_clip)
+            scalars["learning_rate/autoencoder"] = self.learning_rate(0)
+            norm = self.step_optimizer(0, self.model, self.autoencoder_optimization.gradient_clip)
             self.ema.update(self.model, self.global_step)
-            scalars["gradient_norm/generator"] = norm
+            scalars["gradient_norm/autoencoder"] = norm
         return reconstructions.detach(), scalars
 
     def discriminator_step(

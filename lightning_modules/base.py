@@ -16,13 +16,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_modules.schedules import take_options
+from lightning_modules.schedules import apply_configured_options
 from maetok.networks.inference import prepare_for_inference
 from maetok.networks.layers.attention import CPU_HAS_BFLOAT16
 from maetok.networks.pretrained import frozen_networks
 from maetok.runtime.cpu import tune_cpu
 from maetok.training.ema import EMA
-from maetok.training.sharding import average_gradients, broadcast_from_first, gather, is_sharded, reshard, shard, whole
+from maetok.training.sharding import (
+    average_gradients,
+    broadcast_from_first,
+    gather,
+    is_sharded,
+    reshard,
+    shard,
+    to_full_tensor,
+)
 from maetok.training.step_guard import StepGuard
 
 
@@ -49,7 +57,7 @@ class Task(LightningModule):
 
     Callbacks call them outside autocast, so whatever the training precision, what they measure is float32.
 
-    One step is one step of the generator's optimizer: ``trainer.max_steps``, schedules, checkpoints and the axis of all
+    One step is one step of the first optimizer: ``trainer.max_steps``, schedules, checkpoints and the axis of all
     logs count these, whatever other optimizers and micro-batches there are. A step that the guard skips because loss or
     gradient is not finite counts as well: schedules, noise, masks and the data order are functions of the step and go
     on, weights and optimizer state stay, and the moving average takes the same weights once more. So skipped steps
@@ -185,7 +193,7 @@ class Task(LightningModule):
         """Let the config say how optimizers go on, where a checkpoint has brought the options of its own run."""
         optimizers, schedules = self.configure_optimizers()  # type: ignore[misc]
         for optimizer, configured in zip(self.trainer.optimizers, optimizers, strict=True):
-            take_options(optimizer, configured)
+            apply_configured_options(optimizer, configured)
         for current, configured in zip(self.trainer.lr_scheduler_configs, schedules, strict=True):
             current.scheduler.base_lrs = configured.base_lrs  # type: ignore[union-attr]
 
@@ -217,20 +225,20 @@ class Task(LightningModule):
         """Whether the optimizers step after this micro-batch."""
         return self.micro_step + 1 == self.accumulate_grad_batches
 
-    def uniform(self, generator: np.random.Generator, samples: int, *shape: int) -> Tensor:
+    def uniform(self, rng: np.random.Generator, samples: int, *shape: int) -> Tensor:
         """The numbers of :meth:`uniform_on_host`, on this process's device."""
-        own = self.uniform_on_host(generator, samples, *shape)
+        own = self.uniform_on_host(rng, samples, *shape)
         if self.device.type == "cuda":  # a copy from other memory would wait for the GPU
             own = own.pin_memory()
         return own.to(self.device, non_blocking=True)
 
-    def uniform_on_host(self, generator: np.random.Generator, samples: int, *shape: int) -> Tensor:
+    def uniform_on_host(self, rng: np.random.Generator, samples: int, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1), float32 (samples, *shape), one row per sample of this process.
 
         The rows of all processes are drawn together and dealt out as the data order deals out samples, so a sample gets
         the same numbers on any number of processes.
         """
-        rows = generator.random((samples * self.trainer.world_size, *shape), dtype=np.float32)
+        rows = rng.random((samples * self.trainer.world_size, *shape), dtype=np.float32)
         return torch.from_numpy(rows[self.global_rank :: self.trainer.world_size].copy())
 
     def backward_micro_batch(self, index: int, loss: Tensor) -> None:
@@ -251,7 +259,7 @@ class Task(LightningModule):
     def step_optimizer(self, index: int, network: nn.Module, gradient_clip: float) -> Tensor:
         """Clip, step the optimizer of that index unless the guard skips that, step its schedule, and clear gradients.
 
-        Only optimizer 0, the generator's, advances Lightning's step counter.
+        Only optimizer 0, which is the autoencoder's or the denoiser's, advances Lightning's step counter.
 
         Returns:
             The gradient norm before clipping, a scalar.
@@ -261,7 +269,7 @@ class Task(LightningModule):
         if self.device_mesh is not None and not is_sharded(network):
             average_gradients(network.parameters())
         parameters = [parameter for parameter in network.parameters() if parameter.grad is not None]
-        norm = whole(nn.utils.clip_grad_norm_(parameters, gradient_clip or float("inf"), foreach=True))
+        norm = to_full_tensor(nn.utils.clip_grad_norm_(parameters, gradient_clip or float("inf"), foreach=True))
         if self.step_guard is None:
             optimizer.step()
         else:
@@ -276,7 +284,7 @@ class Task(LightningModule):
         return self.trainer.optimizers[index].param_groups[0]["lr"]
 
     def log_scalars(self, scalars: dict[str, Tensor | float]) -> None:
-        """Log training scalars against the number of generator steps.
+        """Log training scalars against the number of training steps.
 
         Lightning would copy a number to the GPU and wait for that, so numbers become tensors on the CPU.
         """

@@ -22,7 +22,7 @@ class DecoderFinetuning(AutoencoderTask):
     Args:
         tokenizer: the autoencoder; auxiliary decoders are left behind.
         init_from: checkpoint or run directory of stage 1; null if the tokenizer brings its weights.
-        generator: optimisation of the decoder.
+        autoencoder_optimization: optimisation of the decoder.
         objective: pixel, perceptual and adversarial losses.
         mask_ratio: share of masked patches in the first step.
         latent_noise: standard deviation of Gaussian noise added to the latents, so that the decoder gets used to what a
@@ -44,7 +44,7 @@ class DecoderFinetuning(AutoencoderTask):
         self,
         tokenizer: Tokenizer,
         init_from: InitFrom | None,
-        generator: Optimization,
+        autoencoder_optimization: Optimization,
         objective: ReconstructionObjective,
         mask_ratio: float = 0.6,
         latent_noise: float = 0.0,
@@ -66,7 +66,7 @@ class DecoderFinetuning(AutoencoderTask):
         tokenizer.bottleneck.requires_grad_(False)
         super().__init__(
             MaskedAutoencoder(tokenizer, {}),
-            generator,
+            autoencoder_optimization,
             objective,
             discriminator,
             discriminator_optimization,

@@ -19,13 +19,13 @@ from lightning_modules.sampling import (
     guiding_network,
     published_statistics,
 )
-from maetok.analysis.statistics import ChannelStatistics
+from maetok.analysis.channel_moments import ChannelMoments
 from maetok.checkpoints.runs import InitFrom
 from maetok.flow import FlowObjective, index_noise, sample
 from maetok.metrics import to_uint8
 from maetok.networks import Denoiser, Tokenizer, drop_labels
 from maetok.networks.denoiser.normalizer import LatentNormalizer
-from maetok.networks.pretrained import Frozen
+from maetok.networks.pretrained import UnregisteredModule
 from maetok.networks.weights import weights_hash
 from maetok.runtime.distributed import gather_over_ranks
 from maetok.training.ema import EMA
@@ -40,7 +40,7 @@ class LatentDiffusion(Task):
         denoiser: the network to train.
         tokenizer: encodes images and decodes samples; ``maetok.Tokenizer.from_pretrained`` as its class_path loads a
             published one. It is not part of checkpoints.
-        generator: optimisation of the denoiser; needed for ``fit`` only.
+        optimization: optimisation of the denoiser; needed for ``fit`` only.
         init_from: checkpoint or run directory with the tokenizer's weights; null if it brings them.
         denoiser_from: checkpoint or run directory with the weights of the denoiser and the statistics of its latents,
             to sample from; null for a published denoiser, or to train from the beginning.
@@ -69,7 +69,7 @@ class LatentDiffusion(Task):
         self,
         denoiser: Denoiser,
         tokenizer: Tokenizer,
-        generator: Optimization | None = None,
+        optimization: Optimization | None = None,
         init_from: InitFrom | None = None,
         denoiser_from: DenoiserFrom | None = None,
         statistics_from: str | None = None,
@@ -95,7 +95,7 @@ class LatentDiffusion(Task):
         check_sizes(tokenizer, denoiser)
         if init_from is not None:
             init_from.load(tokenizer)
-        self.tokenizer = Frozen(tokenizer)
+        self.tokenizer = UnregisteredModule(tokenizer)
         self.normalizer = LatentNormalizer(denoiser.latent_channels)
         self.guide_from = guide_from.located() if guide_from is not None else None
         self.guide = guiding_network(denoiser, guide, self.guide_from)
@@ -109,7 +109,7 @@ class LatentDiffusion(Task):
         self.denoiser = denoiser
         self.emas = nn.ModuleList(EMA(denoiser, decay) for decay in ema_decays)
         self.objective = objective if objective is not None else FlowObjective()
-        self.generator, self.sampling, self.label_dropout = generator, sampling, label_dropout
+        self.optimization, self.sampling, self.label_dropout = optimization, sampling, label_dropout
         self.validation_bins, self.statistics_samples = validation_bins, statistics_samples
         self.compile_blocks, self.activation_checkpointing = compile, activation_checkpointing
 
@@ -146,10 +146,12 @@ class LatentDiffusion(Task):
         self.shard_for_training(self.denoiser)
 
     def configure_optimizers(self) -> tuple[list[Any], list[Any]]:
-        """One optimizer, of the denoiser; raises ValueError if there is no word of it."""
-        if self.generator is None:
-            raise ValueError("model.init_args.generator is missing: the denoiser's optimizer and schedule, to train it")
-        optimizer, schedule = self.generator.build(self.denoiser, self.trainer.max_steps)
+        """One optimizer, of the denoiser; raises ValueError if it is not configured."""
+        if self.optimization is None:
+            raise ValueError(
+                "model.init_args.optimization is missing: the denoiser's optimizer and schedule, to train it"
+            )
+        optimizer, schedule = self.optimization.build(self.denoiser, self.trainer.max_steps)
         return [optimizer], [schedule]
 
     def on_train_start(self) -> None:
@@ -165,14 +167,14 @@ class LatentDiffusion(Task):
     def measured_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation (C,) float64 of the latents of training images, over all processes."""
         rank_zero_info(f"measuring the latents of up to {self.statistics_samples} training images")
-        parts: list[ChannelStatistics] = []
+        parts: list[ChannelMoments] = []
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         for loaded in data.evaluation_dataloader("train", self.statistics_samples):
             batch = self.trainer.strategy.batch_to_device(loaded)
             latents = self.raw_latents(batch)[batch["valid"]]
             if len(latents):
-                parts.append(ChannelStatistics.of(latents.float().cpu().numpy()))
-        merged = reduce(ChannelStatistics.merge, chain(*gather_over_ranks(parts)))
+                parts.append(ChannelMoments.of(latents.float().cpu().numpy()))
+        merged = reduce(ChannelMoments.merge, chain(*gather_over_ranks(parts)))
         return merged.mean, merged.std
 
     def raw_latents(self, batch: dict[str, Tensor]) -> Tensor:
@@ -187,9 +189,9 @@ class LatentDiffusion(Task):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """One micro-batch."""
-        generator = np.random.default_rng(self.begin_micro_step())
+        rng = np.random.default_rng(self.begin_micro_step())
         latents = self.normalizer.normalize(self.raw_latents(batch))
-        uniform = self.uniform(generator, len(latents), 2)
+        uniform = self.uniform(rng, len(latents), 2)
         noise = self.training_noise(latents)
         labels = drop_labels(batch["labels"], uniform[:, 1], self.label_dropout, self.denoiser.num_classes)
         losses, terms = self.objective.loss(self.denoiser, latents, noise, uniform[:, 0], labels)
@@ -199,8 +201,8 @@ class LatentDiffusion(Task):
         scalars["train/loss"] = loss.detach()
         if self.is_last_micro_step:
             scalars["learning_rate/denoiser"] = self.learning_rate(0)
-            assert self.generator is not None
-            scalars["gradient_norm/denoiser"] = self.step_optimizer(0, self.denoiser, self.generator.gradient_clip)
+            assert self.optimization is not None
+            scalars["gradient_norm/denoiser"] = self.step_optimizer(0, self.denoiser, self.optimization.gradient_clip)
             for ema in self.emas:
                 ema.update(self.denoiser, self.global_step)
         self.end_micro_step()
@@ -291,7 +293,7 @@ class LatentDiffusion(Task):
             self.averaged_denoiser,
             labels,
             index_noise(sampling.seed, indices, shape=shape),
-            solver=sampling.used_solver,
+            solver=sampling.solver_or_default,
             guidance_scale=sampling.guidance_scale if guidance_scale is None else guidance_scale,
             guidance_interval=sampling.guidance_interval,
             guide=self.guide,

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from maetok.checkpoints.runs import InitFrom
 from maetok.flow import Euler, Solver
-from maetok.hub import latent_statistics
+from maetok.hub import published_latent_moments
 from maetok.networks import Denoiser, Tokenizer
-from maetok.networks.pretrained import Frozen
+from maetok.networks.pretrained import UnregisteredModule
 from maetok.networks.weights import on_meta_device
 
 
@@ -33,15 +33,15 @@ class Sampling:
     seed: int = 0
 
     @property
-    def used_solver(self) -> Solver:
+    def solver_or_default(self) -> Solver:
         """The solver, which is Euler if none is given."""
         return self.solver if self.solver is not None else Euler()
 
     def identity(self) -> dict[str, Any]:
         """The settings as JSON can hold them."""
-        numbers = {name: value for name, value in vars(self.used_solver).items() if np.isscalar(value)}
+        numbers = {name: value for name, value in vars(self.solver_or_default).items() if np.isscalar(value)}
         return {
-            "solver": {"name": type(self.used_solver).__name__, **numbers},
+            "solver": {"name": type(self.solver_or_default).__name__, **numbers},
             "guidance_scale": self.guidance_scale,
             "guidance_interval": list(self.guidance_interval),
             "seed": self.seed,
@@ -69,7 +69,9 @@ class DenoiserFrom(InitFrom):
         return other
 
 
-def guiding_network(denoiser: Denoiser, guide: Denoiser | None, guide_from: DenoiserFrom | None) -> Frozen | None:
+def guiding_network(
+    denoiser: Denoiser, guide: Denoiser | None, guide_from: DenoiserFrom | None
+) -> UnregisteredModule | None:
     """The denoiser of autoguidance, like ``denoiser`` or given; None if there is none.
 
     Raises:
@@ -87,7 +89,7 @@ def guiding_network(denoiser: Denoiser, guide: Denoiser | None, guide_from: Deno
         )
     if guide_from is None and not getattr(network, "published_config", None):
         raise ValueError("model.init_args.guide was not trained: set model.init_args.guide_from")
-    return Frozen(network if guide_from is None else guide_from.loaded_copy(network))
+    return UnregisteredModule(network if guide_from is None else guide_from.loaded_copy(network))
 
 
 def check_sizes(tokenizer: Tokenizer, denoiser: Denoiser) -> None:
@@ -108,7 +110,7 @@ def published_statistics(path_or_repo: str, channels: int) -> list[Tensor]:
         FileNotFoundError: if there is no such model.
         ValueError: if it brings no statistics.
     """
-    return [value.expand(channels) if value.ndim == 0 else value for value in latent_statistics(path_or_repo)]
+    return [value.expand(channels) if value.ndim == 0 else value for value in published_latent_moments(path_or_repo)]
 
 
 def check_published(denoiser: Denoiser, statistics_from: str | None) -> None:

@@ -48,7 +48,7 @@ class ConstantWithWarmup(LambdaLR):
         super().__init__(optimizer, lambda step: min(1.0, (step + 1) / max(1, warmup_steps)))
 
 
-def take_options(optimizer: Optimizer, configured: Optimizer) -> None:
+def apply_configured_options(optimizer: Optimizer, configured: Optimizer) -> None:
     """Give a restored optimizer the options of a new one, but its learning rate by what the schedule has left of it."""
     for group, options in zip(optimizer.param_groups, configured.param_groups, strict=True):
         stored, rate = group["initial_lr"], options["initial_lr"]

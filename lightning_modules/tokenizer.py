@@ -18,7 +18,7 @@ class TokenizerTraining(AutoencoderTask):
 
     Args:
         tokenizer: the autoencoder to train.
-        generator: optimisation of tokenizer and auxiliary decoders.
+        autoencoder_optimization: optimisation of tokenizer and auxiliary decoders.
         objective: pixel, perceptual and adversarial losses.
         targets: builders of feature targets by name, called with the patch size; only those with a weight are built.
         target_weights: weight of each target that an auxiliary decoder has to predict; empty for none.
@@ -39,7 +39,7 @@ class TokenizerTraining(AutoencoderTask):
     def __init__(
         self,
         tokenizer: Tokenizer,
-        generator: Optimization,
+        autoencoder_optimization: Optimization,
         objective: ReconstructionObjective,
         targets: dict[str, Callable[[int], FeatureTarget]] | None = None,
         target_weights: dict[str, float] | None = None,
@@ -60,7 +60,7 @@ class TokenizerTraining(AutoencoderTask):
         built = {name: (targets or {})[name](tokenizer.patch_size) for name in weights}
         super().__init__(
             MaskedAutoencoder(tokenizer, {name: target.dim for name, target in built.items()}, auxiliary_depth),
-            generator,
+            autoencoder_optimization,
             objective,
             discriminator,
             discriminator_optimization,

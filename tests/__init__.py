@@ -1,5 +1,5 @@
 """Tests of the suite; processes that they start together wait for gloo before they end."""
 
-from maetok.runtime.distributed import linger_at_exit
+from maetok.runtime.distributed import delay_exit_for_gloo
 
-linger_at_exit()
+delay_exit_for_gloo()

@@ -152,10 +152,10 @@ class TestTraps:
     ) -> None:
         """Why fragments state every argument that matters."""
         (tmp_path / "sgd.yaml").write_text(
-            "model: {init_args: {generator: {optimizer: {class_path: torch.optim.SGD}}}}"
+            "model: {init_args: {autoencoder_optimization: {optimizer: {class_path: torch.optim.SGD}}}}"
         )
         config = config_of(capsys, DIGITS, f"--config={tmp_path / 'sgd.yaml'}")
-        optimizer = config["model"]["init_args"]["generator"]["optimizer"]
+        optimizer = config["model"]["init_args"]["autoencoder_optimization"]["optimizer"]
         assert optimizer["class_path"] == "torch.optim.SGD"
         assert optimizer["init_args"]["weight_decay"] == 0.0001
         assert "betas" not in optimizer["init_args"]
@@ -165,7 +165,9 @@ class TestTraps:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         config = config_of(capsys, DIGITS)
-        assert config["model"]["init_args"]["generator"]["optimizer"]["class_path"] == "torch.optim.AdamW"
+        assert (
+            config["model"]["init_args"]["autoencoder_optimization"]["optimizer"]["class_path"] == "torch.optim.AdamW"
+        )
 
     def test_the_private_hook_that_keeps_checkpoints_from_changing_the_config_still_exists(self) -> None:
         assert hasattr(LightningCLI, "_parse_ckpt_path")

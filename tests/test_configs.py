@@ -106,7 +106,7 @@ def test_imagenet_decoders_are_the_papers(size: int, capsys: pytest.CaptureFixtu
         "path": f"runs/imagenet{size}_maetok_b128",
         "prefix": "ema.network.tokenizer.",
     }
-    for part in ("tokenizer", "generator", "discriminator", "discriminator_optimization", "ema_decay"):
+    for part in ("tokenizer", "autoencoder_optimization", "discriminator", "discriminator_optimization", "ema_decay"):
         assert stage_2[part] == stage_1[part], part
     started = {"discriminator_start": 0}  # it has learned in stage 1
     assert stage_2["objective"]["init_args"] == stage_1["objective"]["init_args"] | started
@@ -188,7 +188,7 @@ def test_imagenet_configs_are_the_papers(size: int, capsys: pytest.CaptureFixtur
     assert tokenizer["encoder"] == tokenizer["decoder"]
     assert tokenizer["encoder"] == {"width": 768, "depth": 12, "num_heads": 12, "mlp_ratio": 4.0}
     assert (data["batch_size"], trainer["max_steps"], trainer["precision"]) == (512, 500_000, "bf16-mixed")
-    for name in ("generator", "discriminator_optimization"):
+    for name in ("autoencoder_optimization", "discriminator_optimization"):
         optimizer, schedule = model[name]["optimizer"]["init_args"], model[name]["schedule"]["init_args"]
         assert (optimizer["lr"], optimizer["weight_decay"], optimizer["betas"]) == (1e-4, 1e-4, [0.9, 0.95])
         assert (schedule["warmup_steps"], model[name]["gradient_clip"]) == (10_000, 1.0)

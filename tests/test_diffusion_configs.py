@@ -210,7 +210,7 @@ def test_imagenet_configs_are_the_papers(name: str, capsys: pytest.CaptureFixtur
     size = denoiser["size"]
     assert (size["width"], size["depth"], size["num_heads"]) == SIZES[name.rsplit("_", maxsplit=1)[-1]]
     assert [denoiser[key] for key in ("latent_tokens", "latent_channels", "num_classes")] == [128, 32, 1000]
-    optimizer, schedule = model["generator"]["optimizer"], model["generator"]["schedule"]
+    optimizer, schedule = model["optimization"]["optimizer"], model["optimization"]["schedule"]
     assert (optimizer["class_path"], schedule["class_path"]) == (
         "torch.optim.AdamW",
         "lightning_modules.ConstantWithWarmup",

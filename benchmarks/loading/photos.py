@@ -64,16 +64,16 @@ def scaled(path: Path, short_side: int) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def crops(path: Path, count: int, generator: np.random.Generator) -> Iterator[Image.Image]:
+def crops(path: Path, count: int, rng: np.random.Generator) -> Iterator[Image.Image]:
     """Random windows of a picture with a short side of 256 to 500 pixels and sides of up to 4:3."""
     versions = [scaled(path, short_side) for short_side in SHORT_SIDES]
     for number in range(count):
         version = versions[number % len(versions)]
-        short = int(generator.integers(256, 501))
-        long = min(round(short * generator.uniform(1.0, 4 / 3)), *version.size)
-        width, height = (long, short) if generator.random() < 0.6 else (short, long)
-        left = int(generator.integers(version.width - width + 1))
-        top = int(generator.integers(version.height - height + 1))
+        short = int(rng.integers(256, 501))
+        long = min(round(short * rng.uniform(1.0, 4 / 3)), *version.size)
+        width, height = (long, short) if rng.random() < 0.6 else (short, long)
+        left = int(rng.integers(version.width - width + 1))
+        top = int(rng.integers(version.height - height + 1))
         yield version.crop((left, top, left + width, top + height))
 
 

@@ -50,18 +50,18 @@ def pil_transform() -> Callable[[Image.Image], Tensor]:
 
 
 class FastTransform:
-    """Encoded image -> (3, H, W) uint8 with the suite's own functions; one generator for each process."""
+    """Encoded image -> (3, H, W) uint8 with the suite's own functions; one rng for each process."""
 
     def __init__(self) -> None:
-        self.generator: np.random.Generator | None = None
+        self.rng: np.random.Generator | None = None
 
     def __call__(self, data: bytes) -> Tensor:
         """Decode, crop, flip."""
         from datamodules import transforms
 
-        if self.generator is None:
-            self.generator = np.random.default_rng(torch.initial_seed() % 2**63)
-        *window, mirror = self.generator.random(4).tolist()
+        if self.rng is None:
+            self.rng = np.random.default_rng(torch.initial_seed() % 2**63)
+        *window, mirror = self.rng.random(4).tolist()
         image = transforms.random_crop(transforms.decode(data), (IMAGE_SIZE, IMAGE_SIZE), CROP_SCALE, window)
         return image.flip(-1) if mirror < 0.5 else image
 

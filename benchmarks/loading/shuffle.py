@@ -22,7 +22,7 @@ def labels() -> np.ndarray:
     return np.arange(count) * CLASSES // count
 
 
-def buffered(shards: np.ndarray, size: int, generator: random.Random) -> Iterator[int]:
+def buffered(shards: np.ndarray, size: int, rng: random.Random) -> Iterator[int]:
     """Samples of shards as webdataset's ``shuffle(size, initial=size)`` gives them: each drawn from a full buffer."""
     buffer: list[int] = []
     for shard in shards.tolist():
@@ -30,10 +30,10 @@ def buffered(shards: np.ndarray, size: int, generator: random.Random) -> Iterato
             if len(buffer) < size:
                 buffer.append(sample)
                 continue
-            place = generator.randrange(size)
+            place = rng.randrange(size)
             yield buffer[place]
             buffer[place] = sample
-    generator.shuffle(buffer)
+    rng.shuffle(buffer)
     yield from buffer
 
 

@@ -31,7 +31,7 @@ from maetok.training.ema import EMA
 from maetok.training.step_guard import StepGuard
 from main import main as command_line
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 OVERLAY = """
 trainer:
   {{accelerator: cpu, devices: 1, strategy: auto, precision: 32-true, limit_val_batches: 0, log_every_n_steps: 1}}

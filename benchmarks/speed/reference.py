@@ -32,8 +32,8 @@ def attention(
     if angles is not None and image_tokens is not None:
         queries, keys = rotated(queries, angles, image_tokens), rotated(keys, angles, image_tokens)
     scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
-    attended = scores.softmax(dim=-1) @ values
-    return module.proj(attended.transpose(1, 2).reshape(batch, length, width))
+    attention_output = scores.softmax(dim=-1) @ values
+    return module.proj(attention_output.transpose(1, 2).reshape(batch, length, width))
 
 
 def rotated(queries_or_keys: Tensor, angles: Tensor, image_tokens: slice) -> Tensor:

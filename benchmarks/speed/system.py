@@ -18,7 +18,7 @@ from benchmarks.speed.variants import REFERENCE, SUITE, measure
 from maetok.checkpoints.files import CheckpointFiles, read_checkpoint, write_file
 from maetok.training.ema import EMA
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def update(rounds: int) -> Numbers:

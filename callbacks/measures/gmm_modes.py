@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.latents import gather_latents
 from callbacks.pictures.drawing import save_png
-from callbacks.schedule import forget_metrics, generator_step, is_due
+from callbacks.schedule import forget_metrics, is_due, training_step
 from maetok.analysis.figures import mode_curves, pixels
 from maetok.analysis.gmm import PAPER_COMPONENT_COUNTS, check_component_counts
 from maetok.analysis.modes import ModeAnalysis, analyse_modes, write_csv, write_json
@@ -93,7 +93,7 @@ class GMMModes(Callback):
         assert analysis is not None
         self.log_scalars(pl_module, analysis)
         if trainer.is_global_zero:
-            self.write(trainer, generator_step(trainer, pl_module), analysis)
+            self.write(trainer, training_step(trainer, pl_module), analysis)
 
     on_test_epoch_end = on_validation_epoch_end
 

@@ -14,7 +14,7 @@ from callbacks.schedule import forget_metrics, is_due
 from maetok.metrics import to_uint8
 from maetok.metrics.evaluator import ImageEvaluator
 from maetok.metrics.features import feature_network
-from maetok.metrics.image_files import moments_for, open_images
+from maetok.metrics.image_files import open_images, reference_gaussians
 from maetok.metrics.protocols import GFID_ADM
 
 LOGGED = {
@@ -70,7 +70,7 @@ class SampleMetrics(Callback):
             forget_metrics(trainer, *LOGGED.values())
             return
         references = open_images(self.reference)
-        statistics = moments_for(references, self.features.is_inception)
+        statistics = reference_gaussians(references, self.features.is_inception)
         evaluator = ImageEvaluator(GFID_ADM, self.features, statistics=statistics, device=pl_module.device)
         rank, world_size = trainer.global_rank, trainer.world_size
         for indices in torch.arange(rank, self.samples, world_size, device=pl_module.device).split(self.batch_size):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from callbacks.latents import gather
 from callbacks.pictures.drawing import picture_grid, save_png
-from callbacks.schedule import generator_step, is_last_validation
+from callbacks.schedule import is_last_validation, training_step
 from maetok.analysis.interpolation import interpolated, midpoint_errors
 
 
@@ -62,7 +62,7 @@ class Interpolations(Callback):
         decoded = pl_module.decode(between.flatten(0, 1)).unflatten(0, between.shape[:2])
         columns = {f"{number + 1}/{self.steps + 1}": decoded[:, number] for number in range(self.steps)}
         grid = picture_grid({"A": first, **columns, "B": second}, self.side)
-        step = generator_step(trainer, pl_module)
+        step = training_step(trainer, pl_module)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("image A | between their latents | image B", grid, step)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from callbacks.latents import gather
 from callbacks.pictures.drawing import save_png
-from callbacks.schedule import generator_step, is_last_validation
-from maetok.analysis.latent_statistics import LatentStatistics
+from callbacks.schedule import is_last_validation, training_step
+from maetok.analysis.latent_summary import LatentSummary
 from maetok.analysis.plane import draw_classes, principal_components, tsne
 from maetok.analysis.subsets import class_balanced
 from maetok.metrics import to_unit_range
@@ -57,8 +57,8 @@ class LatentPictures(Callback):
         components, labels = principal_components(latents[shown]), labels[shown]
         panels = {"principal components": components[:, :2], "t-SNE": tsne(components)}
         picture = torch.from_numpy(draw_classes(panels, labels)).permute(2, 0, 1).float() / 255
-        statistics = LatentStatistics.of(latents)
-        folder, step = Path(trainer.default_root_dir), generator_step(trainer, pl_module)
+        statistics = LatentSummary.of(latents)
+        folder, step = Path(trainer.default_root_dir), training_step(trainer, pl_module)
         save_png(picture, folder / "pictures" / f"latents_step={step:09d}.png")
         write_statistics(statistics, step, folder / "analysis" / "latent_statistics.json")
         for logger in trainer.loggers:
@@ -72,13 +72,13 @@ class LatentPictures(Callback):
     on_test_epoch_end = on_validation_epoch_end
 
 
-def write_statistics(statistics: LatentStatistics, step: int, path: Path) -> None:
+def write_statistics(statistics: LatentSummary, step: int, path: Path) -> None:
     """Write the statistics and the step of the weights as JSON, making the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"step": step, **asdict(statistics)}, indent=1))
 
 
-def log_statistics(writer: Any, statistics: LatentStatistics, step: int) -> None:
+def log_statistics(writer: Any, statistics: LatentSummary, step: int) -> None:
     """Numbers as scalars and lists over the channels as histograms, to a TensorBoard writer."""
     for name, value in asdict(statistics).items():
         if isinstance(value, list):

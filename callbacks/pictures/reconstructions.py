@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.pictures.drawing import picture_grid, save_png
-from callbacks.schedule import generator_step
+from callbacks.schedule import training_step
 
 
 class ReconstructionPictures(Callback):
@@ -28,7 +28,7 @@ class ReconstructionPictures(Callback):
         if batch_idx or not trainer.is_global_zero or trainer.sanity_checking:
             return
         columns = pl_module.views(batch["images"][: self.images])
-        step = generator_step(trainer, pl_module)
+        step = training_step(trainer, pl_module)
         grid = picture_grid(columns, self.side)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.pictures.drawing import picture_grid, save_png
-from callbacks.schedule import generator_step
+from callbacks.schedule import training_step
 
 
 class SamplePictures(Callback):
@@ -48,7 +48,7 @@ class SamplePictures(Callback):
             for place in range(self.per_class)
         }
         grid = picture_grid(columns, self.side)
-        step = generator_step(trainer, pl_module)
+        step = training_step(trainer, pl_module)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("samples: without | with guidance", grid, step)

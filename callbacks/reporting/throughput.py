@@ -43,7 +43,7 @@ class Throughput(Callback):
 
     Args:
         peak_flops_per_second: peak rate of one device. If not given, the vendor's for the precision of training, or for
-            a device that is not in ``maetok.runtime.flops.GPU_PEAKS`` what matrix products reach, tried out for 0.2 seconds.
+            a device that is not in ``maetok.runtime.flops.GPU_PEAKS`` what matrix products reach in 0.2 seconds.
         model_flops_per_image: known FLOPs, in place of counting, which compiled networks cannot be run with;
             ``python -m tools.plan`` prints those of a step.
 

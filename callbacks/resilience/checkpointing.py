@@ -60,14 +60,14 @@ def best_steps(run_directory: Path) -> list[int]:
 
 
 class ResumableCheckpoint(Checkpoint):
-    """Saves ``checkpoints/step=000001000.ckpt`` every so many generator steps and when training ends.
+    """Saves ``checkpoints/step=000001000.ckpt`` every so many training steps and when training ends.
 
     A checkpoint gets its name when it is complete on disk, so a killed job leaves no torn one under a valid name. It is
     a file, or a folder where a strategy shards. It is written before the validation of its step: a run killed in its
     last validation is measured by ``validate``.
 
     Args:
-        every_n_steps: generator steps between checkpoints.
+        every_n_steps: training steps between checkpoints.
         keep_last: how many to keep; -1 for all.
         keep_every_n_steps: keep those at multiples of this as well; 0 for none.
         keep_best: keep this many as well whose validation was best; 0 for none.

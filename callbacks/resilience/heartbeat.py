@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from maetok.runtime.distributed import linger_at_exit
+from maetok.runtime.distributed import delay_exit_for_gloo
 
-NOBODY = -1
+NO_RANK = -1
 
 
 class Heartbeat(Callback):
@@ -45,7 +45,7 @@ class Heartbeat(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """In every subcommand, keep a process that ends well from looking lost."""
         if trainer.world_size > 1:
-            linger_at_exit()
+            delay_exit_for_gloo()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the thread, if there is more than one process."""
@@ -84,7 +84,7 @@ class Heartbeat(Callback):
         while not finished:
             self.finished.wait(self.interval)
             finished, lost = self.collect() if rank == 0 else self.report()
-            if lost != NOBODY:
+            if lost != NO_RANK:
                 self.end(rank, lost)
 
     def end(self, rank: int, lost: int) -> None:
@@ -99,19 +99,19 @@ class Heartbeat(Callback):
     def collect(self) -> tuple[bool, int]:
         """Rank 0: hear from all, and tell all whether training has ended and who was not heard from."""
         signs = {rank: torch.zeros(1, dtype=torch.int64) for rank in range(1, len(self.names))}
-        lost, deadline = NOBODY, time.monotonic() + self.timeout
+        lost, deadline = NO_RANK, time.monotonic() + self.timeout
         for rank, sign in signs.items():
             try:
                 work: Any = dist.irecv(sign, rank, self.group)
                 work.wait(timedelta(seconds=max(deadline - time.monotonic(), 0.1)))
             except RuntimeError:
-                lost = rank if lost == NOBODY else lost
+                lost = rank if lost == NO_RANK else lost
         finished = self.finished.is_set() or any(bool(sign) for sign in signs.values())
         for rank in signs:
             try:
                 dist.send(torch.tensor([finished, lost]), rank, self.group)
             except RuntimeError:
-                lost = rank if lost == NOBODY else lost
+                lost = rank if lost == NO_RANK else lost
         return finished, lost
 
     def report(self) -> tuple[bool, int]:

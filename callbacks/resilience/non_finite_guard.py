@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks.resilience.rollback import Rollback
-from callbacks.resilience.step_records import OPTIMIZERS, Step, described, position_of
+from callbacks.resilience.step_records import OPTIMIZERS, Step, position_of, skipped_step_records
 from maetok.checkpoints.runs import complete_checkpoints
 from maetok.training.step_guard import StepGuard, all_finite
 
@@ -58,7 +58,7 @@ class NonFiniteGuard(Callback):
 
     After ``max_in_a_row`` skipped steps training ends, or up to ``rollbacks`` times it goes back: weights, moving
     averages, buffers and optimizer states are those of the newest checkpoint from before these steps again, and
-    everything else goes on, so other batches, masks and noise follow (:class:`callbacks.resilience.rollback.Rollback`). It goes
+    everything else goes on, so other batches, masks and noise follow (:mod:`callbacks.resilience.rollback`). It goes
     back only after steps that are multiples of ``check_every_n_steps``, so a continued run does so where an
     uninterrupted one does; training that ends before is over without. Each rollback is a line of the same file and
     counted (``guard/rollbacks``).
@@ -180,7 +180,7 @@ class NonFiniteGuard(Callback):
                 records.append(record)
         self.skipped_steps, self.loss_spikes = self.skipped_steps + len(bad), self.loss_spikes + len(records)
         if bad:  # the same on all processes
-            records += described(bad)
+            records += skipped_step_records(bad)
         if records:
             self.report(
                 trainer,

@@ -8,7 +8,7 @@ from typing import Any
 from maetok.runtime.distributed import gather_over_ranks
 from maetok.training.step_guard import Verdict
 
-OPTIMIZERS = ("generator", "discriminator")
+OPTIMIZERS = ("autoencoder", "discriminator")
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Step:
     batches: list[dict[str, Any]]
 
 
-def described(bad: Iterable[tuple[Step, dict[str, Any]]]) -> list[dict[str, Any]]:
+def skipped_step_records(bad: Iterable[tuple[Step, dict[str, Any]]]) -> list[dict[str, Any]]:
     """Records of skipped steps, completed by what all processes know of them; collective."""
     bad = list(bad)
     own = []

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from maetok.analysis.statistics import ChannelStatistics
+from maetok.analysis.channel_moments import ChannelMoments
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "validation")
@@ -112,7 +112,7 @@ class LatentWriter(Callback):
                 f"latents up to {latents.abs().max():.3g} cannot be stored as LatentWriter.dtype={self.dtype}: use "
                 "bfloat16 or float32, or find out why they are so large"
             )
-        statistics = ChannelStatistics.of(stored.float().numpy())
+        statistics = ChannelMoments.of(stored.float().numpy())
         index = trainer.datamodule.index(split)  # type: ignore[attr-defined]
         keys = json.dumps(index.keys(indices.numpy())).encode()
         tensors = {
@@ -180,11 +180,11 @@ class LatentWriter(Callback):
             path = self.output / shard_name(split, shard)
             metadata = read_metadata(path)
             mean, squared_deviations = (np.array(metadata[name]) for name in ("mean", "squared_deviations"))
-            statistics.append(ChannelStatistics(metadata["count"], mean, squared_deviations))
+            statistics.append(ChannelMoments(metadata["count"], mean, squared_deviations))
             with safe_open(path, "pt") as file:
                 (samples,) = file.get_slice("labels").get_shape()
             shards.append({"file": path.name, "samples": samples, "bytes": path.stat().st_size})
-        merged = reduce(ChannelStatistics.merge, statistics)
+        merged = reduce(ChannelMoments.merge, statistics)
         return {
             "samples": sum(shard["samples"] for shard in shards),
             "mean": merged.mean.tolist(),

@@ -148,7 +148,7 @@ def write_shards(todo: ShardJobs, partial: Path, split: str, jobs: int) -> list[
 
     done = finished_shards(partial, todo.files)
     rest = [number for number, name in enumerate(todo.files) if name not in done]
-    loader = DataLoader(todo, batch_size=None, sampler=rest, num_workers=min(jobs, len(rest)), collate_fn=as_it_is)  # type: ignore[arg-type]
+    loader = DataLoader(todo, batch_size=None, sampler=rest, num_workers=min(jobs, len(rest)), collate_fn=identity)  # type: ignore[arg-type]
     faults = {name: found for name, (_, found) in done.items()}
     with tqdm(total=sum(map(len, todo.groups)), desc=f"pack {split}", unit="image") as bar:
         bar.update(sum(len(todo.groups[todo.files.index(name)]) for name in done))
@@ -158,7 +158,7 @@ def write_shards(todo: ShardJobs, partial: Path, split: str, jobs: int) -> list[
     return [fault for name in todo.files for fault in faults[name]]
 
 
-def as_it_is(result: object) -> object:
+def identity(result: object) -> object:
     """Results of workers need no conversion."""
     return result
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maetok.analysis.statistics import ChannelStatistics
+from maetok.analysis.channel_moments import ChannelMoments
 from maetok.flow import FlowObjective, index_noise
 from maetok.networks import SiT, TransformerSize
 
@@ -59,7 +59,7 @@ def short_diffusion_loss(
 
 def normalized(train_latents: np.ndarray, test_latents: np.ndarray) -> list[np.ndarray]:
     """Both (..., C) by mean and standard deviation of the first, float32; a channel that does not vary becomes 0."""
-    statistics = ChannelStatistics.of(train_latents)
+    statistics = ChannelMoments.of(train_latents)
     std = np.where(statistics.std > 0, statistics.std, np.inf)
     return [((latents - statistics.mean) / std).astype(np.float32) for latents in (train_latents, test_latents)]
 

@@ -1,10 +1,11 @@
 """Losses: pure functions and small modules that return named scalars. No network of ours is imported here."""
 
-from maetok.losses.adversarial import AdversarialLoss, LeCAM, adaptive_weight, discriminator_loss, generator_loss
+from maetok.losses.adversarial import AdversarialLoss, LeCAM, adaptive_weight, autoencoder_loss, discriminator_loss
 from maetok.losses.diff_augment import DiffAugment
 from maetok.losses.masked_prediction import masked_prediction_loss
 from maetok.losses.objective import LossWeights, ReconstructionObjective
 from maetok.losses.reconstruction import LPIPSLoss, PerceptualLoss, TimmPerceptualLoss, pixel_loss
+from maetok.runtime.renamed import renamed
 
 __all__ = [
     "AdversarialLoss",
@@ -16,8 +17,10 @@ __all__ = [
     "ReconstructionObjective",
     "TimmPerceptualLoss",
     "adaptive_weight",
+    "autoencoder_loss",
     "discriminator_loss",
-    "generator_loss",
     "masked_prediction_loss",
     "pixel_loss",
 ]
+
+__getattr__ = renamed("maetok.losses", {"generator_loss": "maetok.losses.adversarial.autoencoder_loss"})

@@ -26,8 +26,8 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, form: Adversari
     return 0.5 * (F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean())
 
 
-def generator_loss(fake_logits: Tensor, form: AdversarialForm = "hinge") -> Tensor:
-    """What the generator minimises: ``-fake`` (hinge) or ``softplus(-fake)`` (non-saturating), averaged."""
+def autoencoder_loss(fake_logits: Tensor, form: AdversarialForm = "hinge") -> Tensor:
+    """What the autoencoder minimises: ``-fake`` (hinge) or ``softplus(-fake)`` (non-saturating), averaged."""
     return -fake_logits.float().mean() if form == "hinge" else F.softplus(-fake_logits.float()).mean()
 
 
@@ -110,9 +110,9 @@ class AdversarialLoss(nn.Module):
         self.augment = augment
         self.lecam = LeCAM(lecam_decay)
 
-    def generator(self, discriminator: Discriminator, fakes: Tensor, uniform: Tensor) -> Tensor:
+    def autoencoder(self, discriminator: Discriminator, fakes: Tensor, uniform: Tensor) -> Tensor:
         """Generator loss on (B, 3, H, W) fakes; ``uniform`` (B, 7) in [0, 1) drives the augmentation."""
-        return generator_loss(discriminator(self._augmented(fakes, uniform)), self.form)
+        return autoencoder_loss(discriminator(self._augmented(fakes, uniform)), self.form)
 
     def discriminator(
         self, discriminator: Discriminator, images: Tensor, fakes: Tensor, uniform: Tensor

@@ -29,7 +29,7 @@ class ReconstructionObjective(nn.Module):
         perceptual: builds the perceptual loss; called only if its weight is positive.
         adversarial: form of the adversarial game.
         adaptive: scale the adversarial term by the ratio of gradient norms at the last decoder layer.
-        discriminator_start: generator step from which on the discriminator exists for the loss.
+        discriminator_start: step from which on the discriminator exists for the loss.
 
     Raises:
         ValueError: if the perceptual weight is positive but there is no perceptual loss.
@@ -54,11 +54,11 @@ class ReconstructionObjective(nn.Module):
         self.perceptual = perceptual() if perceptual is not None and weights.perceptual else None
         self.adversarial = adversarial if adversarial is not None else AdversarialLoss()
 
-    def plays(self, step: int) -> bool:
-        """Whether the discriminator takes part at this generator step."""
+    def discriminator_active(self, step: int) -> bool:
+        """Whether the discriminator takes part at this step."""
         return self.weights.adversarial > 0 and step >= self.discriminator_start
 
-    def generator(
+    def autoencoder(
         self,
         reconstructions: Tensor,
         images: Tensor,
@@ -66,7 +66,7 @@ class ReconstructionObjective(nn.Module):
         discriminator: Discriminator | None = None,
         uniform: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of the generator.
+        """Loss of the autoencoder.
 
         Args:
             reconstructions: (B, 3, H, W) with graph.
@@ -86,7 +86,7 @@ class ReconstructionObjective(nn.Module):
             total = total + self.weights.perceptual * terms["perceptual"]
         if discriminator is not None:
             assert uniform is not None
-            terms["adversarial"] = self.adversarial.generator(discriminator, reconstructions, uniform)
+            terms["adversarial"] = self.adversarial.autoencoder(discriminator, reconstructions, uniform)
             weight = torch.ones_like(total)
             if self.adaptive:
                 weight, norms = adaptive_weight(total, terms["adversarial"], last_layer)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maetok.networks.pretrained import Frozen, Normalization, channels_first, create_size_free_model
+from maetok.networks.pretrained import Normalization, UnregisteredModule, channels_first, create_size_free_model
 from maetok.networks.weights import weights_hash
 
 
@@ -61,7 +61,7 @@ class LPIPSLoss(PerceptualLoss):
                 f"checkpoint_path={checkpoint_path!r}: {error}. Put the file into $TORCH_HOME/hub/checkpoints on a "
                 "machine with network access, set checkpoint_path to it, or use TimmPerceptualLoss."
             ) from error
-        self.network, self.net_type = Frozen(network), net_type
+        self.network, self.net_type = UnregisteredModule(network), net_type
 
     @property
     def digest(self) -> str:
@@ -98,7 +98,7 @@ class TimmPerceptualLoss(PerceptualLoss):
         options = {"out_indices": tuple(stages)} if stages is not None else {}
         model = create_size_free_model(model_name, pretrained, checkpoint_path, features_only=True, **options)
         self.channels = model.feature_info.channels()
-        self.network = Frozen(nn.Sequential(Normalization(model), model))
+        self.network = UnregisteredModule(nn.Sequential(Normalization(model), model))
 
     def forward(self, reconstructions: Tensor, images: Tensor) -> Tensor:
         """Mean over depths of the mean squared distance between unit feature vectors."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from maetok.losses import LPIPSLoss
 from maetok.metrics.evaluator import ImageEvaluator
 from maetok.metrics.features import EfficientNetLite0Features
-from maetok.metrics.image_files import ImageArchive, ImageFolder, moments_for, open_images
+from maetok.metrics.image_files import ImageArchive, ImageFolder, open_images, reference_gaussians
 from maetok.metrics.inception import InceptionFeatures
 from maetok.metrics.protocols import PROTOCOLS, EvaluationProtocol, Measurement, append_record
 
@@ -100,7 +100,7 @@ def main(args: list[str] | None = None) -> Measurement:
     options = parser().parse_args(args)
     protocol, inception = PROTOCOLS[options.protocol], options.features == "inception"
     samples, references = (open_images(path, options.image_size) for path in (options.samples, options.reference))
-    statistics = moments_for(references, inception)
+    statistics = reference_gaussians(references, inception)
     features: nn.Module = (
         InceptionFeatures(options.weights) if inception else EfficientNetLite0Features(options.feature_size)
     )

@@ -15,7 +15,7 @@ from maetok.metrics.inception_score import inception_score
 from maetok.metrics.precision_recall import precision_recall
 from maetok.metrics.protocols import EvaluationProtocol, Measurement
 from maetok.metrics.reconstruction import similarities
-from maetok.networks.pretrained import Frozen
+from maetok.networks.pretrained import UnregisteredModule
 from maetok.runtime.distributed import gather_over_ranks
 
 Rows = Mapping[str, Tensor]
@@ -59,7 +59,7 @@ class ImageEvaluator:
                 f"the reference statistics are those of Inception features, not of {self.network.name}: use "
                 "InceptionFeatures (--features inception), or reference images"
             )
-        self.extract = Frozen(self.network)
+        self.extract = UnregisteredModule(self.network)
         rows = {"inception_score": ["logits"], "precision_recall": ["pool"]}
         kept = [name for metric in protocol.metrics for name in rows.get(metric, [metric])]
         self.samples = ImageSet("samples", kept, self.device)

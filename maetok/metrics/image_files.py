@@ -153,7 +153,7 @@ def open_images(path: Path, image_size: int | None = None) -> ImageFolder | Imag
     raise FileNotFoundError(f"{path} is neither a folder of images nor an npz file")
 
 
-def moments_for(references: ImageFolder | ImageArchive, is_inception: bool) -> dict[str, Gaussian] | None:
+def reference_gaussians(references: ImageFolder | ImageArchive, is_inception: bool) -> dict[str, Gaussian] | None:
     """Moments that stand beside reference images, which are those of Inception.
 
     For another network they mean nothing: None if there are images to take instead.

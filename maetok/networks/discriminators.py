@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from maetok.networks.pretrained import Frozen, Normalization, create_size_free_model
+from maetok.networks.pretrained import Normalization, UnregisteredModule, create_size_free_model
 
 
 class DINOHead(nn.Module):
@@ -39,8 +39,8 @@ class DINOHead(nn.Module):
 class DINODiscriminator(nn.Module):
     """Frozen features of a timm vision transformer at several depths, each judged by a trained head.
 
-    The backbone is hidden (see :class:`Frozen`): checkpoints and optimizers hold the heads only. Every normalisation
-    is per sample, so the result does not depend on the number of processes.
+    The backbone is an :class:`UnregisteredModule`: checkpoints and optimizers hold the heads only. Every
+    normalisation is per sample, so the result does not depend on the number of processes.
 
     Args:
         model_name: timm name; the paper's table says DINOv2-S, the released code uses DINO ViT-S/16.
@@ -71,7 +71,7 @@ class DINODiscriminator(nn.Module):
                 f"discriminator image_size={image_size} is no multiple of {model_name}'s patch size {patch}"
             )
         self.layers, self.image_size = list(layers), image_size
-        self.backbone = Frozen(BackboneMaps(model, self.layers))
+        self.backbone = UnregisteredModule(BackboneMaps(model, self.layers))
         self.heads = nn.ModuleList(DINOHead(model.embed_dim, kernel_size) for _ in self.layers)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ def write_statistics(folder: str | Path, mean: Tensor, std: Tensor) -> None:
     write_tensors(tensors, Path(folder) / STATISTICS_FILE)
 
 
-def latent_statistics(path_or_repo: str | Path) -> tuple[Tensor, Tensor]:
+def published_latent_moments(path_or_repo: str | Path) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of latents, as a denoiser needs them: normalized = (latents - mean) / std.
 
     Args:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Frozen:
+class UnregisteredModule:
     """Holds a network that is never trained, hidden from the module that owns it.
 
     It is not a submodule: its weights stay out of checkpoints, optimizers, EMA copies and distributed wrappers, and it
@@ -26,9 +26,9 @@ class Frozen:
 
 
 def frozen_networks(module: nn.Module) -> list[nn.Module]:
-    """The networks that a module and its submodules hold as :class:`Frozen`, each once, in their order."""
+    """The networks that a module and its submodules hold as :class:`UnregisteredModule`, each once, in their order."""
     held = (value for owner in module.modules() for value in vars(owner).values())
-    return list(dict.fromkeys(value.network for value in held if isinstance(value, Frozen)))
+    return list(dict.fromkeys(value.network for value in held if isinstance(value, UnregisteredModule)))
 
 
 def create_timm_model(model_name: str, pretrained: bool, checkpoint_path: str, **arguments: Any) -> Any:

@@ -34,7 +34,7 @@ def use_fast_float32() -> bool:
 
 def product_error() -> float:
     """Relative error of a float32 matrix product on the CPU: about 3e-7, and 3e-3 if it is rounded to bfloat16."""
-    generator = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(64, 768, generator=generator) for _ in range(2))
+    rng = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(64, 768, generator=rng) for _ in range(2))
     exact = left.double() @ right.double().T
     return float(((left @ right.T) - exact).norm() / exact.norm())

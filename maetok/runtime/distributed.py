@@ -40,7 +40,7 @@ def gather_over_ranks(value: Any) -> list[Any]:
     return values
 
 
-def linger_at_exit(seconds: float = 0.5) -> None:
+def delay_exit_for_gloo(seconds: float = 0.5) -> None:
     """Have this process wait a moment before it ends.
 
     A thread of gloo that still holds a tensor of the last operation frees it under Python's lock. If Python is shutting

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from maetok.training.sharding import local, reshard
+from maetok.training.sharding import reshard, to_local_shard
 
 
 class EMA(nn.Module):
@@ -42,7 +42,7 @@ class EMA(nn.Module):
         decay = min(self.decay, (1 + step) / (10 + step))
         reshard(self.network)
         reshard(network)
-        averages: list[Tensor] = [local(parameter) for parameter in self.network.parameters()]
-        torch._foreach_lerp_(averages, [local(parameter) for parameter in network.parameters()], 1.0 - decay)
+        averages: list[Tensor] = [to_local_shard(parameter) for parameter in self.network.parameters()]
+        torch._foreach_lerp_(averages, [to_local_shard(parameter) for parameter in network.parameters()], 1.0 - decay)
         for average, value in zip(self.network.buffers(), network.buffers(), strict=True):
             average.copy_(value)

@@ -95,7 +95,9 @@ def take_from_first(network: nn.Module, values: dict[str, Tensor], device: torch
         value = values.pop(name)
         sent = torch.empty(value.shape, dtype=value.dtype, device=device) if value.is_meta else value.to(device)
         assert isinstance(parameter, DTensor)
-        local(parameter).copy_(local(distribute_tensor(sent, parameter.device_mesh, parameter.placements)))
+        to_local_shard(parameter).copy_(
+            to_local_shard(distribute_tensor(sent, parameter.device_mesh, parameter.placements))
+        )
 
 
 def divided_dimension(shape: Sequence[int], shards: int) -> int:
@@ -131,12 +133,12 @@ def is_sharded(network: nn.Module) -> bool:
     return any(True for _ in units(network))
 
 
-def local(tensor: Tensor) -> Tensor:
+def to_local_shard(tensor: Tensor) -> Tensor:
     """This process's share of a sharded tensor, in the same memory; any other tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
+def to_full_tensor(tensor: Tensor) -> Tensor:
     """The whole of a sharded tensor, on every process; all processes must call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 

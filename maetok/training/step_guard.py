@@ -29,10 +29,10 @@ class Verdict:
 class StepGuard:
     """Judges the steps of the optimizers of one task.
 
-    A step is skipped if the loss of any micro-batch on any process, or the gradient norm, is not finite. Where that of
-    optimizer 0, the generator's, is skipped, so is that of the discriminator, which saw the same images; a bad step of
-    the discriminator alone leaves that of the generator, which was good. Skipping leaves parameters and optimizer
-    state as they are, bit for bit.
+    A step is skipped if the loss of any micro-batch on any process, or the gradient norm, is not finite. If the
+    autoencoder step is skipped (optimizer 0), the discriminator step is skipped too, because it saw the same images. A
+    bad discriminator step does not undo the autoencoder step. A skipped step changes no bit of parameters or optimizer
+    state.
     """
 
     def __init__(self) -> None:

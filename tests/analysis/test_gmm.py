@@ -20,13 +20,13 @@ from maetok.analysis.projection import PrincipalComponents
 
 def unit_gaussians(modes: int, samples: int, shape: tuple[int, int] = (2, 2), seed: int = 0) -> np.ndarray:
     """Latents of equally likely unit Gaussians whose means are at least 12 apart, the same for every seed."""
-    generator, centres = np.random.default_rng(100), np.empty((0, *shape))
+    rng, centres = np.random.default_rng(100), np.empty((0, *shape))
     while len(centres) < modes:
-        candidate = generator.uniform(-20, 20, (1, *shape))
+        candidate = rng.uniform(-20, 20, (1, *shape))
         if all(np.linalg.norm(candidate - centre) > 12 for centre in centres):
             centres = np.concatenate([centres, candidate])
-    generator = np.random.default_rng(seed)
-    return centres[generator.integers(modes, size=samples)] + generator.standard_normal((samples, *shape))
+    rng = np.random.default_rng(seed)
+    return centres[rng.integers(modes, size=samples)] + rng.standard_normal((samples, *shape))
 
 
 @pytest.mark.parametrize("modes", [2, 5, 10])
@@ -130,10 +130,10 @@ def test_what_cannot_be_fitted_is_refused(counts: list[int], options: dict, mess
 
 def with_variances(variances: list[float], samples: int) -> np.ndarray:
     """Samples (n, 2, d / 2) with exactly these variances along random orthogonal directions."""
-    generator, dimensions = np.random.default_rng(0), len(variances)
-    values = generator.standard_normal((samples, dimensions))
+    rng, dimensions = np.random.default_rng(0), len(variances)
+    values = rng.standard_normal((samples, dimensions))
     columns = np.linalg.qr(values - values.mean(0))[0] * np.sqrt(samples - 1)  # uncorrelated, of unit variance
-    rotation = np.linalg.qr(generator.standard_normal((dimensions, dimensions)))[0]
+    rotation = np.linalg.qr(rng.standard_normal((dimensions, dimensions)))[0]
     return (columns * np.sqrt(variances) @ rotation).reshape(samples, 2, -1)
 
 

@@ -12,9 +12,9 @@ def probe(features: np.ndarray, labels: np.ndarray, **options) -> Accuracy:
 
 
 def test_what_is_separable_is_separated_and_noise_is_not() -> None:
-    generator = np.random.default_rng(0)
-    labels = generator.integers(0, 3, 600)
-    separable = np.eye(3)[labels] * 6 + generator.normal(size=(600, 3))
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 600)
+    separable = np.eye(3)[labels] * 6 + rng.normal(size=(600, 3))
     found = probe(separable, labels)
     assert found.value > 0.97
     assert found == Accuracy.of(round(found.value * 200), 200)
@@ -24,9 +24,9 @@ def test_what_is_separable_is_separated_and_noise_is_not() -> None:
 
 def test_views_see_what_they_should() -> None:
     """The class as a sign that is opposite in two tokens vanishes in their mean; one that is equal stays."""
-    generator = np.random.default_rng(0)
-    labels = generator.integers(0, 2, 600)
-    noise, sign = generator.normal(size=(600, 2, 3)), (2.0 * labels - 1)[:, None, None]
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 600)
+    noise, sign = rng.normal(size=(600, 2, 3)), (2.0 * labels - 1)[:, None, None]
     opposite = 4 * sign * np.array([1.0, -1.0])[:, None] + noise
     assert probe(opposite, labels).value == 1
     pooled = probe(opposite, labels, view="pooled")
@@ -35,9 +35,9 @@ def test_views_see_what_they_should() -> None:
 
 
 def test_pooled_view_is_the_probe_of_the_mean() -> None:
-    generator = np.random.default_rng(1)
-    labels = generator.integers(0, 2, 600)
-    latents = generator.normal(size=(600, 4, 3)) + 0.5 * labels[:, None, None]
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 2, 600)
+    latents = rng.normal(size=(600, 4, 3)) + 0.5 * labels[:, None, None]
     assert probe(latents, labels, view="pooled") == probe(latents.mean(axis=1), labels)
 
 
@@ -47,8 +47,8 @@ def test_a_single_class_is_predicted_without_learning() -> None:
 
 
 def test_features_do_not_have_to_be_scaled() -> None:
-    generator = np.random.default_rng(2)
-    labels = generator.integers(0, 2, 600)
-    features = generator.normal(size=(600, 5)) + labels[:, None]
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, 2, 600)
+    features = rng.normal(size=(600, 5)) + labels[:, None]
     scaled = probe(features * 10.0 ** np.arange(-4, 6, 2) + 3, labels)
     assert scaled.value == pytest.approx(probe(features, labels).value, abs=0.005)

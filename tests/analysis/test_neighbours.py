@@ -28,10 +28,10 @@ def test_cosine_sees_directions_and_not_lengths() -> None:
 
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
 def test_agrees_with_all_distances_by_hand(distance: str) -> None:
-    generator = np.random.default_rng(0)
-    labels, truth = generator.integers(0, 2, 90), generator.integers(0, 2, 40)
-    train = generator.normal(size=(90, 2, 3)) * np.arange(1, 4) + labels[:, None, None]
-    test = generator.normal(size=(40, 2, 3)) * np.arange(1, 4) + truth[:, None, None]
+    rng = np.random.default_rng(0)
+    labels, truth = rng.integers(0, 2, 90), rng.integers(0, 2, 40)
+    train = rng.normal(size=(90, 2, 3)) * np.arange(1, 4) + labels[:, None, None]
+    test = rng.normal(size=(40, 2, 3)) * np.arange(1, 4) + truth[:, None, None]
     flat, other = train.reshape(90, 6), test.reshape(40, 6)
     flat, other = ((values - flat.mean(0)) / flat.std(0) for values in (flat, other))
     distances = np.linalg.norm(other[:, None] - flat, axis=2)

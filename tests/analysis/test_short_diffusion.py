@@ -13,12 +13,12 @@ Samples = tuple[np.ndarray, np.ndarray]
 
 def samples(count: int, seed: int, clusters: int | None) -> Samples:
     """Latents (count, 4, 8) with unit variance in every channel: isotropic noise, or tight clusters on signs."""
-    generator = np.random.default_rng(seed)
-    latents = generator.normal(size=(count, 4, 8))
+    rng = np.random.default_rng(seed)
+    latents = rng.normal(size=(count, 4, 8))
     if clusters is not None:
         centres = np.where(np.random.default_rng(9).random((clusters, 4, 8)) < 0.5, -1.0, 1.0)
-        latents = math.sqrt(0.99) * centres[generator.integers(0, clusters, count)] + 0.1 * latents
-    return latents.astype(np.float32), generator.integers(0, 2, count)
+        latents = math.sqrt(0.99) * centres[rng.integers(0, clusters, count)] + 0.1 * latents
+    return latents.astype(np.float32), rng.integers(0, 2, count)
 
 
 def loss(clusters: int | None, steps: int) -> float:

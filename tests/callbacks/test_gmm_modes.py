@@ -61,9 +61,9 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
 
 
 def test_results_are_those_of_the_analysis_by_hand(tmp_path: Path) -> None:
-    generator = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     labels = torch.arange(900) % 3
-    images = torch.randn(900, 3, 4, 4, generator=generator) + 8 * labels[:, None, None, None]
+    images = torch.randn(900, 3, 4, 4, generator=rng) + 8 * labels[:, None, None, None]
     task, trainer = Task(), validating(images, labels, tmp_path / "mine")
     GMMModes([1, 3, 5], dimensions=2, per_class=250, covariance_type="diag", seed=3).on_test_epoch_end(trainer, task)
     chosen = class_balanced(labels.numpy(), 250, 3)

@@ -44,11 +44,11 @@ class Darker(LightningModule):
 def write_bright_shards(folder: Path, counts: list[int]) -> None:
     """Images of 16 x 16 without dark pixels, so that nothing is cut off where they get darker."""
     folder.mkdir()
-    generator, number = np.random.default_rng(0), 0
+    rng, number = np.random.default_rng(0), 0
     for shard, count in enumerate(counts):
         members = []
         for _ in range(count):
-            Image.fromarray(generator.integers(LEVELS, 256, (16, 16, 3), dtype=np.uint8)).save(folder / "x.png")
+            Image.fromarray(rng.integers(LEVELS, 256, (16, 16, 3), dtype=np.uint8)).save(folder / "x.png")
             members += [(f"{number}.png", (folder / "x.png").read_bytes()), (f"{number}.cls", b"0")]
             number += 1
         write_tar(folder / f"validation-{shard:06d}.tar", members)

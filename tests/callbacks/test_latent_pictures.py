@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from callbacks import LatentPictures
-from maetok.analysis.latent_statistics import LatentStatistics
+from maetok.analysis.latent_summary import LatentSummary
 from maetok.analysis.plane import principal_components
 from tests.support.fakes import Task, validating
 
@@ -37,7 +37,7 @@ def write(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     latents = task.encode(images)[:38].numpy()
     statistics = json.loads((folder / "analysis" / "latent_statistics.json").read_text())
     assert statistics.pop("step") == STEP
-    assert LatentStatistics(**statistics) == LatentStatistics.of(latents)
+    assert LatentSummary(**statistics) == LatentSummary.of(latents)
     return latents, labels[:38].numpy()
 
 
@@ -69,7 +69,7 @@ def test_picture_and_statistics_are_written_and_logged(tmp_path: Path) -> None:
     assert picture.shape == (640, 1280, 3)
     assert all((picture == colour).all(-1).any() for colour in ([31, 119, 180], [255, 127, 14], [44, 160, 44]))
     events = EventAccumulator(str(tmp_path)).Reload()
-    statistics = LatentStatistics.of(latents)
+    statistics = LatentSummary.of(latents)
     (rank,) = events.Scalars("latents/effective_rank")
     assert (rank.step, np.float32(rank.value)) == (STEP, np.float32(statistics.effective_rank))
     (histogram,) = events.Histograms("latents/excess_kurtosis")

@@ -46,8 +46,8 @@ def records(folder: Path) -> list[dict[str, Any]]:
 def test_a_bad_batch_moves_nothing_but_the_clock(tmp_path: Path, fused: bool) -> None:
     """Generator, discriminator, both optimizers and LeCAM stay bit for bit; step, schedules and averages go on."""
     adamw = partial(torch.optim.AdamW, lr=1e-2, fused=fused)
-    options = {"generator": Optimization(adamw, partial(CosineWithWarmup, warmup_steps=2))}
-    model = task(discriminator_optimization=options["generator"], ema_decay=0.5, **options)
+    options = {"autoencoder_optimization": Optimization(adamw, partial(CosineWithWarmup, warmup_steps=2))}
+    model = task(discriminator_optimization=options["autoencoder_optimization"], ema_decay=0.5, **options)
     states = States()
     fitted = fit(model, tmp_path, 5, Poison([2]), NonFiniteGuard(), states)
     assert fitted.global_step == 5
@@ -67,8 +67,8 @@ def test_a_bad_batch_moves_nothing_but_the_clock(tmp_path: Path, fused: bool) ->
     assert steps == {4}
     assert all(value.isfinite().all() for value in model.state_dict().values())
     [record] = records(tmp_path)
-    assert (record["event"], record["step"], record["skipped"]) == ("non_finite", 3, ["generator", "discriminator"])
-    assert record["processes"][0]["losses"] == {"generator": ["nan"], "discriminator": ["nan"]}
+    assert (record["event"], record["step"], record["skipped"]) == ("non_finite", 3, ["autoencoder", "discriminator"])
+    assert record["processes"][0]["losses"] == {"autoencoder": ["nan"], "discriminator": ["nan"]}
 
 
 def test_one_of_several_micro_batches_is_enough_and_named(cache: Path, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_one_of_several_micro_batches_is_enough_and_named(cache: Path, tmp_path:
     assert all(torch.equal(weights[4][name], weights[6][name]) for name in weights[4])
     assert any(not torch.equal(weights[6][name], weights[2][name]) for name in weights[4])
     [record] = records(tmp_path)
-    first, second = record["processes"][0]["losses"]["generator"]
+    first, second = record["processes"][0]["losses"]["autoencoder"]
     assert first == "nan"
     assert second == pytest.approx(2.0, abs=1.5)
     order = list(latent_shards(cache).train_dataloader().batch_sampler.shuffle(0))  # 24 samples, 6 per micro-batch
@@ -146,7 +146,7 @@ def test_a_run_with_skipped_steps_continues_bit_for_bit(cache: Path, tmp_path: P
         fused = Optimization(partial(torch.optim.AdamW, lr=1e-2, fused=True), partial(CosineWithWarmup, warmup_steps=2))
         fitted = trainer(folder, 8, *common, *callbacks, enable_checkpointing=True)
         path = resolve_checkpoint("last", folder, "fit") if last else None
-        fitted.fit(diffusion(generator=fused, ema_decays=(0.5,)), datamodule=latent_shards(cache), ckpt_path=path)
+        fitted.fit(diffusion(optimization=fused, ema_decays=(0.5,)), datamodule=latent_shards(cache), ckpt_path=path)
 
     part("whole")
     part("parts", StopAt(3))
@@ -179,7 +179,7 @@ def distributed_run(cache: Path, folder: Path, devices: int) -> None:
     options = {"devices": devices, "strategy": "ddp" if devices > 1 else "auto"}
     guard, states = NonFiniteGuard(check_every_n_steps=4), States()
     fitted = trainer(folder, 6, Poison([2, 3], rank=devices - 1), guard, states, **options)
-    model = diffusion(generator=optimization("SGD", 0.05))
+    model = diffusion(optimization=optimization("SGD", 0.05))
     fitted.fit(model, datamodule=latent_shards(cache))
     assert guard.skipped_steps == 2
     torch.save((states.tasks, model.state_dict()), folder / f"{fitted.global_rank}.pt")
@@ -199,9 +199,9 @@ def test_all_processes_skip_what_is_bad_on_one(cache: Path, tmp_path: Path) -> N
     one, two = records(tmp_path / "1"), records(tmp_path / "2")
     assert [record["step"] for record in one] == [record["step"] for record in two] == [3, 4]
     for alone, together in zip(one, two, strict=True):
-        losses = [process["losses"]["generator"][0] for process in together["processes"]]
+        losses = [process["losses"]["autoencoder"][0] for process in together["processes"]]
         assert isinstance(losses[0], float)  # the first process had good samples
-        assert losses[1] == alone["processes"][0]["losses"]["generator"][0] == "nan"
+        assert losses[1] == alone["processes"][0]["losses"]["autoencoder"][0] == "nan"
         [indices] = alone["processes"][0]["indices"]
         assert [process["indices"] for process in together["processes"]] == [[indices[0::2]], [indices[1::2]]]
 

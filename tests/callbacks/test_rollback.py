@@ -19,9 +19,9 @@ from callbacks.resilience.non_finite_guard import NonFiniteError
 from callbacks.resilience.rollback import Rollback
 from lightning_modules import CosineWithWarmup
 from lightning_modules.base import Optimization
+from maetok.checkpoints import files as checkpoint_files
 from maetok.checkpoints.files import Checkpoint, CheckpointFiles
 from maetok.checkpoints.runs import complete_checkpoints, step_of
-from maetok.checkpoints import files as checkpoint_files
 from tests.callbacks.test_non_finite_guard import States, records
 from tests.lightning_modules.test_latent_diffusion import Recorder, diffusion, latent_shards, trainer
 from tests.lightning_modules.test_tokenizer_training import Noise, task
@@ -67,7 +67,7 @@ def test_all_of_the_checkpoint_returns_and_the_clock_goes_on(
     trained = Optimization(partial(torch.optim.AdamW, lr=1e-2, fused=fused), partial(CosineWithWarmup, warmup_steps=2))
     states, rates, unguarded = States(), Rates(), Rates()
     guard = NonFiniteGuard(max_in_a_row=3, check_every_n_steps=check_every, rollbacks=1)
-    model = task(generator=trained, discriminator_optimization=trained, ema_decay=0.5)
+    model = task(autoencoder_optimization=trained, discriminator_optimization=trained, ema_decay=0.5)
     callbacks = [Poison(ROW), guard, states, rates, ResumableCheckpoint(2, keep_last=-1)]
     fitted = trainer(tmp_path, 12, *callbacks, enable_checkpointing=True)
     said = (
@@ -88,7 +88,7 @@ def test_all_of_the_checkpoint_returns_and_the_clock_goes_on(
     assert changed == {"model", "ema", "discriminator", "objective"}
     assert fitted.global_step == 12
     assert [config.scheduler.last_epoch for config in fitted.lr_scheduler_configs] == [12, 12]
-    other = task(generator=trained, discriminator_optimization=trained)
+    other = task(autoencoder_optimization=trained, discriminator_optimization=trained)
     trainer(tmp_path, 12, unguarded).fit(other, DataLoader(Noise(), batch_size=None))
     assert rates.rates == unguarded.rates
     assert rates.rates[8] != rates.rates[4]
@@ -213,7 +213,7 @@ class TestContinuation:
         trained = Optimization(partial(torch.optim.AdamW, lr=1e-2), partial(CosineWithWarmup, warmup_steps=2))
         fitted = trainer(folder, 16, *common, *callbacks, enable_checkpointing=True)
         path = resolve_checkpoint("last", folder, "fit")
-        fitted.fit(diffusion(generator=trained), datamodule=latent_shards(cache), ckpt_path=path)
+        fitted.fit(diffusion(optimization=trained), datamodule=latent_shards(cache), ckpt_path=path)
 
     @pytest.fixture(scope="class")
     def whole(self, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -29,7 +29,7 @@ COSINE = {"objective": FlowObjective(CosineInterpolant())}  # which stochastic s
 def model(**options: Any) -> LatentDiffusion:
     defaults: dict[str, Any] = {"guidance_scale": 2.0, "guidance_interval": (0.0, 0.75), "seed": 0}
     settings = {name: options.pop(name, value) for name, value in defaults.items()}
-    return diffusion(sampling=Sampling(EulerMaruyama(4), **settings), generator=None, **options)
+    return diffusion(sampling=Sampling(EulerMaruyama(4), **settings), optimization=None, **options)
 
 
 def labels(batch_size: int = 4, **options: Any) -> SampleLabels:
@@ -193,7 +193,7 @@ def test_a_denoiser_that_was_trained_anew_is_another_one(tmp_path: Path) -> None
         saving = trainer(tmp_path, 1)
         saving.strategy.connect(task)
         saving.save_checkpoint(path)
-        return diffusion(denoiser_from=DenoiserFrom(str(path)), generator=None)
+        return diffusion(denoiser_from=DenoiserFrom(str(path)), optimization=None)
 
     write(tmp_path / "samples", task=save(model()))
     assert json.loads((tmp_path / "samples" / "sampling.json").read_text())["checkpoint"] == str(path)

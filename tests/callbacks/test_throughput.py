@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import Dataset
 
 from callbacks import Throughput
-from datamodules.sharded import BatchLoader, as_it_is
+from datamodules.sharded import BatchLoader, identity
 from maetok.runtime.memory import peak_memory
 from tests.support.fakes import Task
 from tests.support.helpers import curves, run, weights
@@ -97,14 +97,14 @@ class Recorded(Callback):
 def fit(clock: Clock, callback: Throughput, model: TwoKinds, **options: Any) -> list[dict[str, float]]:
     """Four steps; the loader takes 50 seconds for the first batch, then 3, 1, 5, 7 seconds."""
     data = SlowData(clock, [50.0, 3.0, 1.0, 5.0, 7.0])
-    loader = BatchLoader(data, batch_sampler=Batches(5), collate_fn=as_it_is)  # type: ignore[arg-type]
+    loader = BatchLoader(data, batch_sampler=Batches(5), collate_fn=identity)  # type: ignore[arg-type]
     recorded = Recorded(clock)
     trainer = Trainer(
         accelerator="cpu", devices=1, max_steps=4, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, callbacks=[callback, recorded],
         num_sanity_val_steps=0, check_val_every_n_epoch=None, **options,
     )  # fmt: skip
-    validation = BatchLoader(SlowData(clock, [400.0]), batch_sampler=Batches(1), collate_fn=as_it_is)  # type: ignore[arg-type]
+    validation = BatchLoader(SlowData(clock, [400.0]), batch_sampler=Batches(1), collate_fn=identity)  # type: ignore[arg-type]
     trainer.fit(model, loader, validation)
     return recorded.steps
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_modules import LatentEncoding
 from maetok import Tokenizer
-from maetok.analysis.statistics import ChannelStatistics
+from maetok.analysis.channel_moments import ChannelMoments
 from maetok.checkpoints.runs import InitFrom
 from maetok.networks import TransformerSize
 from maetok.networks.weights import weights_hash
@@ -102,9 +102,9 @@ def test_mirrored_latents_are_those_of_the_mirrored_image() -> None:
 def test_statistics_do_not_depend_on_how_samples_are_divided() -> None:
     """Against numpy on all values, with a mean that is large beside the spread, where the naive formula fails."""
     values = np.random.default_rng(0).normal(1e6, [1e-2, 1.0], (1000, 4, 2))
-    whole = ChannelStatistics.of(values)
+    whole = ChannelMoments.of(values)
     for cuts in ([1], [300, 999], [10, 20, 30, 900]):
-        parts = [ChannelStatistics.of(part) for part in np.split(values, cuts)]
+        parts = [ChannelMoments.of(part) for part in np.split(values, cuts)]
         merged = parts[0]
         for part in parts[1:]:
             merged = merged.merge(part)

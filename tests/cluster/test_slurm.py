@@ -43,7 +43,7 @@ def test_shards_within_a_node_and_replicas_on_both(cluster: Cluster, digits_root
     facts = job.wait_for_state("COMPLETED", "FAILED")
     assert facts["JobState"] == "COMPLETED", job.log()[-4000:]
     assert "Starting with 4 processes" in job.log()
-    found, expected = (curves(run)["gradient_norm/generator"] for run in (job.run, uninterrupted))
+    found, expected = (curves(run)["gradient_norm/autoencoder"] for run in (job.run, uninterrupted))
     assert [step for step, _ in found] == list(range(1, STEPS + 1))
     assert [norm for _, norm in found] == pytest.approx([norm for _, norm in expected], rel=1e-5)
     first, second = weights(job.run, STEPS), weights(uninterrupted, STEPS)

@@ -16,7 +16,8 @@ pytestmark = pytest.mark.cluster
 
 def test_torchrun_starts_again_after_a_kill(tmp_path: Path, digits_root: Path, uninterrupted: Path) -> None:
     """Two processes, one killed in step 15: torchrun starts both again, from step 10, and they end as under Slurm."""
-    kill = "--trainer.callbacks+=tests.support.helpers.SignalAt --trainer.callbacks.batch=14 --trainer.callbacks.name=SIGKILL"
+    kill = "--trainer.callbacks+=tests.support.helpers.SignalAt --trainer.callbacks.batch=14"
+    kill += " --trainer.callbacks.name=SIGKILL"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     command += ["main.py", "fit", f"--config={CONFIG}", *run_flags(digits_root, OVERLAY).split(), *kill.split()]
     command += ["--trainer.callbacks.rank=1", "--trainer.devices=2", "--ckpt_path=last"]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lightning_modules import LatentDiffusion, Sampling
-from maetok import LightningDiT, SiT, Tokenizer, latent_statistics, sample
+from maetok import LightningDiT, SiT, Tokenizer, published_latent_moments, sample
 from maetok.flow import Euler, index_noise
 from maetok.hub import PUBLISHED_FILES
 from maetok.hub.__main__ import main
@@ -153,7 +153,7 @@ class TestDenoiser:
         sampling = Sampling(Euler(3), guidance_scale=1.9, guidance_interval=(0.0, 0.75), seed=5)
         tokenizer = scrambled(Tokenizer(32, 8, 4, encoder=SIZE, decoder=SIZE, encoder_positions="both"))
         sit = SiT(4, 32, 10, SIZE, qk_norm)
-        task = LatentDiffusion(denoiser=sit, generator=optimization(), tokenizer=tokenizer, sampling=sampling)
+        task = LatentDiffusion(denoiser=sit, optimization=optimization(), tokenizer=tokenizer, sampling=sampling)
         scrambled(task.averaged_denoiser)
         task.normalizer.set_statistics(torch.randn(32), torch.rand(32) + 0.5)
         return task
@@ -167,7 +167,7 @@ class TestDenoiser:
         task.frozen_tokenizer().save_pretrained(tmp_path / "tokenizer")
 
         tokenizer, sit = Tokenizer.from_pretrained(tmp_path / "tokenizer"), SiT.from_pretrained(tmp_path / "sit")
-        mean, std = latent_statistics(tmp_path / "sit")
+        mean, std = published_latent_moments(tmp_path / "sit")
         labels, indices = torch.tensor([3, 7]), torch.arange(2)
         noise = index_noise(5, indices, shape=(sit.latent_tokens, sit.latent_channels))
         normalized = sample(sit, labels, noise, steps=3, guidance_scale=1.9, guidance_interval=(0.0, 0.75))
@@ -202,12 +202,12 @@ class TestDenoiser:
 
 
 def test_statistics_of_a_released_model(tmp_path: Path) -> None:
-    mean, std = latent_statistics(DATA / "ae_movq_rope")
+    mean, std = published_latent_moments(DATA / "ae_movq_rope")
     assert (mean.item(), std.item(), mean.dtype, mean.shape) == (0.0, 1.0, torch.float32, ())
     with pytest.raises(ValueError, match=r"neither latent_statistics\.safetensors nor vq_mean .* of its tokenizer"):
-        latent_statistics(DATA / "sit_small")
+        published_latent_moments(DATA / "sit_small")
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        latent_statistics(tmp_path / "none")
+        published_latent_moments(tmp_path / "none")
 
 
 class TestErrors:
@@ -293,7 +293,7 @@ def test_importing_the_library_imports_nothing_heavy() -> None:
 import sys
 import maetok
 assert not {"torch", "timm", "numpy", "yaml"} & sys.modules.keys()
-from maetok import LightningDiT, SiT, Tokenizer, latent_statistics, sample
+from maetok import LightningDiT, SiT, Tokenizer, published_latent_moments, sample
 assert sample is sys.modules["maetok.flow.sampling"].sample
 import maetok.hub.export
 assert not {"lightning", "jsonargparse"} & sys.modules.keys()

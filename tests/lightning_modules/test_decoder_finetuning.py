@@ -28,7 +28,7 @@ def finetuning(init_from: InitFrom | None = None, adversarial: float = 0.0, **op
     defaults = {
         "tokenizer": tokenizer(),
         "init_from": init_from,
-        "generator": optimization(),
+        "autoencoder_optimization": optimization(),
         "objective": ReconstructionObjective(LossWeights(1.0, 0.0, adversarial), discriminator_start=0),
         "discriminator": CountingDiscriminator,
         "discriminator_optimization": optimization(),
@@ -89,7 +89,7 @@ def test_annealing_needs_an_end(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"trainer\.max_steps=-1, but model\.init_args\.mask_ratio=0\.6 falls to 0 over"
     ):
-        fit(finetuning(generator=endless), tmp_path, -1, StopAt(2))
+        fit(finetuning(autoencoder_optimization=endless), tmp_path, -1, StopAt(2))
 
 
 @pytest.mark.parametrize("mask_mode", ["replace", "drop"])

@@ -51,7 +51,7 @@ def optimization(name: str = "AdamW", rate: float = 1e-2) -> Optimization:
 
 
 def diffusion(**options: Any) -> LatentDiffusion:
-    defaults = {"denoiser": denoiser(), "tokenizer": tokenizer(), "generator": optimization(), "seed": 5}
+    defaults = {"denoiser": denoiser(), "tokenizer": tokenizer(), "optimization": optimization(), "seed": 5}
     return LatentDiffusion(**(defaults | options))
 
 
@@ -105,8 +105,8 @@ class Recorder(Callback):
 
 def numbers_of(seed: int, step: int, micro_step: int, rows: int) -> Tensor:
     """Uniform numbers (rows, 2) of a micro-batch, as the task draws them."""
-    generator = np.random.default_rng(np.random.SeedSequence([seed, step, micro_step, 0]))
-    return torch.from_numpy(generator.random((rows, 2), dtype=np.float32))
+    rng = np.random.default_rng(np.random.SeedSequence([seed, step, micro_step, 0]))
+    return torch.from_numpy(rng.random((rows, 2), dtype=np.float32))
 
 
 def test_loss_of_a_step_is_the_objective_of_normalised_latents_noise_and_dropped_labels(
@@ -273,7 +273,7 @@ distributed_run(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), 2)
 
 def distributed_run(cache: Path, digits: Path, folder: Path, devices: int) -> None:
     """Six steps of SGD and a validation, statistics of images; the first process saves weights and metrics."""
-    model = diffusion(generator=optimization("SGD", 0.05), ema_decays=(0.5,), accumulate_grad_batches=2)
+    model = diffusion(optimization=optimization("SGD", 0.05), ema_decays=(0.5,), accumulate_grad_batches=2)
     strategy = {"devices": devices, "strategy": "ddp" if devices > 1 else "auto"}
     fitted = trainer(folder, 6, **strategy)
     data = latent_shards(cache, evaluation_batch_size=8)
@@ -398,8 +398,8 @@ def test_networks_that_do_not_fit_are_refused(cache: Path, tmp_path: Path, digit
 
 
 def test_missing_parts_are_named(cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"model\.init_args\.generator is missing"):
-        trainer(tmp_path, 1).fit(diffusion(generator=None), datamodule=latent_shards(cache))
+    with pytest.raises(ValueError, match=r"model\.init_args\.rng is missing"):
+        trainer(tmp_path, 1).fit(diffusion(optimization=None), datamodule=latent_shards(cache))
     with pytest.raises(FileNotFoundError, match="train that run first"):
         diffusion(denoiser_from=DenoiserFrom(str(tmp_path / "none")))
     torch.save({"state_dict": tokenizer().state_dict()}, tmp_path / "other.ckpt")

@@ -30,7 +30,7 @@ model:
       init_args:
         bottleneck:
           class_path: maetok.networks.{bottleneck}
-    generator: {optimization}
+    autoencoder_optimization: {optimization}
     discriminator_optimization: {optimization}
     accumulate_grad_batches: {accumulate}
 """
@@ -91,7 +91,7 @@ def test_two_processes_give_the_weights_of_one_with_the_whole_batch(tmp_path: Pa
 
     SGD, because AdamW turns rounding noise of 1e-8 in a gradient near zero into steps as large as its learning rate.
     Rounding may move one activation across the kink of a LeakyReLU, on some machines and not on others: 2e-5 in that
-    layer of the discriminator, 2e-6 in a few tensors of the generator. A reduction that is missing moves them all.
+    layer of the discriminator, 2e-6 in a few tensors of the autoencoder. A reduction that is missing moves them all.
     """
     options = overlay(tmp_path, "PlainBottleneck", "SGD", 0.02, accumulate=2, workers=0)
     common = [

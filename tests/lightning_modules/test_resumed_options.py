@@ -21,7 +21,7 @@ def optimization(rate: float, **options: Any) -> Optimization:
 
 
 def options(rate: float, **more: Any) -> dict[str, Optimization]:
-    return {name: optimization(rate, **more) for name in ("generator", "discriminator_optimization")}
+    return {name: optimization(rate, **more) for name in ("autoencoder_optimization", "discriminator_optimization")}
 
 
 class LearningRates(Callback):

@@ -58,7 +58,7 @@ def task(start: int = 0, adversarial: float = 0.5, **options: Any) -> TokenizerT
     torch.manual_seed(0)
     defaults: dict[str, Any] = {
         "tokenizer": Tokenizer(16, 8, 2, lambda width: PlainBottleneck(width, 4), SIZE, SIZE),
-        "generator": optimization(),
+        "autoencoder_optimization": optimization(),
         "objective": ReconstructionObjective(LossWeights(1.0, 0.0, adversarial), discriminator_start=start),
         "targets": {"hog": HOGTarget},
         "target_weights": {"hog": 1.0},
@@ -127,7 +127,7 @@ def test_a_task_can_be_trained_again_after_its_discriminator_was_frozen(tmp_path
 def test_a_discriminator_schedule_that_needs_an_end_is_refused_without_one(tmp_path: Path) -> None:
     constant = Optimization(partial(torch.optim.AdamW, lr=1e-3), ConstantWithWarmup)
     with pytest.raises(ValueError, match="a cosine schedule needs a known number of steps, got -1"):
-        fit(task(generator=constant), tmp_path, -1)
+        fit(task(autoencoder_optimization=constant), tmp_path, -1)
 
 
 def test_without_adversarial_weight_there_is_no_discriminator(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
     for accumulate, data in ((2, Noise()), (1, Pairs())):
         # without clipping, which would hide a wrong scale of the gradient
         sgd = Optimization(partial(torch.optim.SGD, lr=0.01), ConstantWithWarmup, gradient_clip=0.0)
-        options = {"generator": sgd, "mask_ratio": MaskRatio(0.0, 0.0), "adversarial": 0.0}
+        options = {"autoencoder_optimization": sgd, "mask_ratio": MaskRatio(0.0, 0.0), "adversarial": 0.0}
         model = task(accumulate_grad_batches=accumulate, **options)
         trainer = Trainer(
             accelerator="cpu", max_steps=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
@@ -166,12 +166,12 @@ def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
 
 def test_gradient_is_clipped_to_the_given_norm(tmp_path: Path) -> None:
     sgd = Optimization(partial(torch.optim.SGD, lr=1.0), ConstantWithWarmup, gradient_clip=1e-3)
-    model = task(generator=sgd, adversarial=0.0)
+    model = task(autoencoder_optimization=sgd, adversarial=0.0)
     before = torch.nn.utils.parameters_to_vector(model.model.parameters()).clone()
     trainer = fit(model, tmp_path, 1)
     moved = (torch.nn.utils.parameters_to_vector(model.model.parameters()) - before).norm()
     torch.testing.assert_close(moved, torch.tensor(1e-3), rtol=1e-2, atol=0)
-    assert trainer.callback_metrics["gradient_norm/generator"] > 1e-2  # what is logged is the norm before clipping
+    assert trainer.callback_metrics["gradient_norm/autoencoder"] > 1e-2  # what is logged is the norm before clipping
 
 
 def test_everything_is_logged_against_the_generator_step(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_everything_is_logged_against_the_generator_step(tmp_path: Path) -> None
         *(
             f"{kind}/{network}"
             for kind in ("gradient_norm", "learning_rate")
-            for network in ("generator", "discriminator")
+            for network in ("autoencoder", "discriminator")
         ),
         "step",
     }

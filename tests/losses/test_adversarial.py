@@ -4,13 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from maetok.losses import AdversarialLoss, DiffAugment, LeCAM, adaptive_weight, discriminator_loss, generator_loss
+from maetok.losses import AdversarialLoss, DiffAugment, LeCAM, adaptive_weight, autoencoder_loss, discriminator_loss
 
 
 def test_hinge_by_hand() -> None:
     real, fake = torch.tensor([[2.0, 0.5]]), torch.tensor([[-2.0, 0.0]])
     torch.testing.assert_close(discriminator_loss(real, fake), torch.tensor(0.5 * (0.25 + 0.5)))
-    torch.testing.assert_close(generator_loss(fake), torch.tensor(1.0))
+    torch.testing.assert_close(autoencoder_loss(fake), torch.tensor(1.0))
 
 
 def test_non_saturating_is_binary_cross_entropy_with_logits_first() -> None:
@@ -18,7 +18,7 @@ def test_non_saturating_is_binary_cross_entropy_with_logits_first() -> None:
     entropy = F.binary_cross_entropy_with_logits
     expected = 0.5 * (entropy(real, torch.ones_like(real)) + entropy(fake, torch.zeros_like(fake)))
     torch.testing.assert_close(discriminator_loss(real, fake, "non_saturating"), expected)
-    torch.testing.assert_close(generator_loss(fake, "non_saturating"), entropy(fake, torch.ones_like(fake)))
+    torch.testing.assert_close(autoencoder_loss(fake, "non_saturating"), entropy(fake, torch.ones_like(fake)))
 
 
 def test_adaptive_weight_balances_gradients_at_the_last_layer() -> None:
@@ -87,7 +87,7 @@ class TestAdversarialLoss:
         loss.discriminator(lambda x: scale * self.mean_colour(x), self.images, fakes, self.uniform)[0].backward()
         assert fakes.grad is None
         assert scale.grad is not None
-        loss.generator(self.mean_colour, fakes, self.uniform[:4]).backward()
+        loss.autoencoder(self.mean_colour, fakes, self.uniform[:4]).backward()
         torch.testing.assert_close(fakes.grad, torch.full_like(fakes, -1 / (4 * 3 * 64)))
 
 
@@ -137,6 +137,6 @@ def test_objective_plays_from_its_start(start: int) -> None:
     from maetok.losses import LossWeights, ReconstructionObjective
 
     objective = ReconstructionObjective(LossWeights(perceptual=0.0, adversarial=0.4), discriminator_start=start)
-    assert [objective.plays(step) for step in (start - 1, start, start + 1)] == [False, True, True]
+    assert [objective.discriminator_active(step) for step in (start - 1, start, start + 1)] == [False, True, True]
     without = ReconstructionObjective(LossWeights(perceptual=0.0, adversarial=0.0), discriminator_start=start)
-    assert not without.plays(start + 1)
+    assert not without.discriminator_active(start + 1)

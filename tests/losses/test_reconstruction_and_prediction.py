@@ -25,14 +25,14 @@ class TestObjective:
     def test_without_discriminator_only_pixels_count(self) -> None:
         objective = ReconstructionObjective(LossWeights(2.0, 0.0, 0.4), discriminator_start=0)
         reconstructions = self.reconstruct()
-        total, terms = objective.generator(reconstructions, self.images, self.layer.weight)
+        total, terms = objective.autoencoder(reconstructions, self.images, self.layer.weight)
         torch.testing.assert_close(total, 2 * (reconstructions - self.images).square().mean())
         assert terms.keys() == {"reconstruction"}
 
     def test_adversarial_term_is_weighted_adaptively(self) -> None:
         objective = ReconstructionObjective(LossWeights(1.0, 0.0, 0.4))
         reconstructions = self.reconstruct()
-        total, terms = objective.generator(
+        total, terms = objective.autoencoder(
             reconstructions, self.images, self.layer.weight, lambda x: x.flatten(1), torch.rand(2, 7)
         )
         pixel, adversarial = terms["reconstruction"], terms["adversarial"]

@@ -34,10 +34,10 @@ def test_of_gaussians() -> None:
 
 def test_of_gaussians_with_common_axes_is_the_closed_form() -> None:
     """In 300 dimensions, with standard deviations from 1e-3 to 10: |m - m'|^2 + sum of (s - s')^2."""
-    generator = torch.Generator().manual_seed(0)
-    axes = torch.linalg.qr(torch.randn(300, 300, generator=generator, dtype=torch.float64)).Q
-    deviations = 10 ** (torch.rand(2, 300, generator=generator, dtype=torch.float64) * 4 - 3)
-    means = torch.randn(2, 300, generator=generator, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(0)
+    axes = torch.linalg.qr(torch.randn(300, 300, generator=rng, dtype=torch.float64)).Q
+    deviations = 10 ** (torch.rand(2, 300, generator=rng, dtype=torch.float64) * 4 - 3)
+    means = torch.randn(2, 300, generator=rng, dtype=torch.float64)
     one, other = (Gaussian(m, (axes * s.square()) @ axes.T) for m, s in zip(means, deviations, strict=True))
     expected = (means[0] - means[1]).square().sum() + (deviations[0] - deviations[1]).square().sum()
     assert one.distance(other) == pytest.approx(expected.item(), rel=1e-6)
@@ -67,9 +67,9 @@ class Flat(nn.Module):
 
 
 def test_of_samples_equals_torchmetrics_however_they_are_divided() -> None:
-    generator = torch.Generator().manual_seed(0)
-    real = torch.rand(50, 3, 2, 2, generator=generator)
-    fake = torch.rand(40, 3, 2, 2, generator=generator) ** 2
+    rng = torch.Generator().manual_seed(0)
+    real = torch.rand(50, 3, 2, 2, generator=rng)
+    fake = torch.rand(40, 3, 2, 2, generator=rng) ** 2
     reference = FrechetInceptionDistance(feature=Flat(), normalize=False, input_img_size=(3, 2, 2))
     reference.update(real, real=True)
     reference.update(fake, real=False)

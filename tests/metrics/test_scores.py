@@ -66,9 +66,9 @@ def brute_force(features: Tensor, centres: Tensor, k: int) -> float:
 
 @pytest.mark.parametrize("chunk", [7, 1000])
 def test_precision_and_recall_equal_brute_force_and_torch_fidelity(chunk: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    samples = torch.randn(50, 5, generator=generator, dtype=torch.float64) * 0.7 + 0.4
-    references = torch.randn(60, 5, generator=generator, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(0)
+    samples = torch.randn(50, 5, generator=rng, dtype=torch.float64) * 0.7 + 0.4
+    references = torch.randn(60, 5, generator=rng, dtype=torch.float64)
     for k in (1, 3):
         found = precision_recall(samples, references, k, chunk)
         assert found == (brute_force(samples, references, k), brute_force(references, samples, k))

@@ -9,7 +9,7 @@ from torch import nn
 
 from maetok.losses import LPIPSLoss, TimmPerceptualLoss
 from maetok.networks import DINODiscriminator, PatchGAN, TimmTarget
-from maetok.networks.pretrained import Frozen, Normalization, channels_first, create_timm_model
+from maetok.networks.pretrained import Normalization, UnregisteredModule, channels_first, create_timm_model
 
 VIT = "test_vit"
 CONVNET = "test_resnet"
@@ -62,7 +62,7 @@ def test_backbones_are_hidden_from_checkpoints_and_optimizers(build) -> None:
     module = build()
     trained = list(module.parameters())
     frozen = module.features if isinstance(module, TimmTarget) else module.backbone
-    assert isinstance(frozen, Frozen)
+    assert isinstance(frozen, UnregisteredModule)
     assert not frozen.network.training
     assert not any(parameter.requires_grad for parameter in frozen.network.parameters())
     hidden = {id(parameter) for parameter in frozen.network.parameters()}

@@ -140,9 +140,9 @@ def test_keys_without_weight_are_as_good_as_absent(monkeypatch: pytest.MonkeyPat
     plain = dtype == torch.bfloat16  # and the fused kernel in float32
     monkeypatch.setattr("maetok.networks.layers.attention.plain_is_faster", lambda *_: plain)
     queries, keys, values = torch.randn(3, 2, 4, 9, 8, dtype=torch.float64).to(dtype).unbind(0)
-    attended = torch.ones(2, 9, dtype=torch.bool)
-    attended[1, 5:] = False
-    result = attention(queries, keys, values, attended)
+    key_mask = torch.ones(2, 9, dtype=torch.bool)
+    key_mask[1, 5:] = False
+    result = attention(queries, keys, values, key_mask)
     tolerance = 1e-6 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(result[0], attention(queries, keys, values)[0], atol=tolerance, rtol=0)
     short = attention(queries[1:], keys[1:, :, :5], values[1:, :, :5])

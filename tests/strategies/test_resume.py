@@ -82,7 +82,14 @@ def test_a_process_holds_what_was_planned(runs: Path, stage: int, strategy: Lite
     """To the byte; what is measured are parameters, averages and optimizer states, without buffers."""
     adam = optimization("AdamW", 1e-3)
     networks = trained_networks(
-        build(stage, generator=adam, **({"discriminator_optimization": adam} if stage < 3 else {}))
+        build(
+            stage,
+            **(
+                {"optimization": adam}
+                if stage == 3
+                else {"autoencoder_optimization": adam, "discriminator_optimization": adam}
+            ),
+        )
     )
     planned = expected_bytes(networks, world_size=2, strategy=strategy)
     buffers = sum((1 + it.averages) * sum(size_of(buffer) for buffer in it.network.buffers()) for it in networks)

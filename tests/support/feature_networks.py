@@ -26,9 +26,9 @@ class SmallInception(FeatureNetwork):
 
     def __init__(self) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(0)
+        rng = torch.Generator().manual_seed(0)
         for name, size in (("pool", 6), ("spatial", 5), ("logits", 4)):
-            self.register_buffer(name, torch.randn(192, size, generator=generator) / 1000)
+            self.register_buffer(name, torch.randn(192, size, generator=rng) / 1000)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return {name: images.flatten(1).double() @ matrix.double() for name, matrix in self.named_buffers()}
@@ -36,8 +36,8 @@ class SmallInception(FeatureNetwork):
 
 def pictures(count: int, seed: int = 0, size: int = 8) -> Tensor:
     """(count, 3, size, size) uint8, of various brightness."""
-    generator = torch.Generator().manual_seed(seed)
-    levels = torch.rand(count, 3, size, size, generator=generator) * torch.rand(count, 1, 1, 1, generator=generator)
+    rng = torch.Generator().manual_seed(seed)
+    levels = torch.rand(count, 3, size, size, generator=rng) * torch.rand(count, 1, 1, 1, generator=rng)
     return (levels * 255).to(torch.uint8)
 
 

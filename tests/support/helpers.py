@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from maetok.checkpoints.files import read_weights
 from main import MAETokCLI, main
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "configs" / "experiment"
 TINY = ROOT / "configs" / "overlay" / "tiny.yaml"
 

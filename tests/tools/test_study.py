@@ -27,11 +27,11 @@ def test_velocity_of_one_gaussian_and_at_the_ends() -> None:
 
 def test_velocity_is_the_conditional_expectation() -> None:
     """The regression of noise - data on any function of x_t: moments of the residual with tests of x_t vanish."""
-    generator = torch.Generator().manual_seed(0)
-    mixture = GaussianMixture.random(3, 2.0, generator)
+    rng = torch.Generator().manual_seed(0)
+    mixture = GaussianMixture.random(3, 2.0, rng)
     count = 100_000
-    data = mixture.sample(count, generator)
-    noise = torch.randn(data.shape, generator=generator, dtype=torch.float64)
+    data = mixture.sample(count, rng)
+    noise = torch.randn(data.shape, generator=rng, dtype=torch.float64)
     for time in (0.2, 0.5, 0.8):
         t = torch.full((count,), time, dtype=torch.float64)
         x = (1 - time) * data + time * noise
@@ -43,24 +43,24 @@ def test_velocity_is_the_conditional_expectation() -> None:
 
 
 def test_error_of_the_true_velocity_is_zero() -> None:
-    generator = torch.Generator().manual_seed(0)
-    mixture = GaussianMixture.random(4, 3.0, generator)
+    rng = torch.Generator().manual_seed(0)
+    mixture = GaussianMixture.random(4, 3.0, rng)
 
     def exact(x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return mixture.velocity(x.flatten(1).double(), t.double()).float().unflatten(1, x.shape[1:])
 
-    assert true_error(exact, mixture, generator) < 1e-10
-    shifted = true_error(lambda x, t, labels: exact(x, t, labels) + 0.5, mixture, generator)
+    assert true_error(exact, mixture, rng) < 1e-10
+    shifted = true_error(lambda x, t, labels: exact(x, t, labels) + 0.5, mixture, rng)
     assert shifted == pytest.approx(0.25, rel=1e-4)
 
 
 def test_loss_of_normal_latents() -> None:
     """With equal variances it is the mean of 1 / ((1 - t)^2 + t^2); with unequal ones it is less."""
-    generator = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     times = (np.arange(10) + 0.5) / 10
-    white = generator.standard_normal((200_000, 2, 2))
+    white = rng.standard_normal((200_000, 2, 2))
     assert gaussian_loss(white) == pytest.approx(np.mean(1 / ((1 - times) ** 2 + times**2)), rel=1e-3)
-    one = np.repeat(generator.standard_normal((1000, 1, 1)), 4, axis=1)  # variances 4, 0, 0, 0
+    one = np.repeat(rng.standard_normal((1000, 1, 1)), 4, axis=1)  # variances 4, 0, 0, 0
     assert gaussian_loss(one) == pytest.approx(np.mean(4 / ((1 - times) ** 2 * 4 + times**2)) / 4, rel=1e-3)
 
 

@@ -78,10 +78,10 @@ def test_a_loss_is_enough_whatever_the_gradient(name: str) -> None:
     assert not hasattr(optimizer, "found_inf")
 
 
-def verdict_of(generator: list[float], discriminator: list[float]) -> tuple[float, float]:
+def verdict_of(autoencoder: list[float], discriminator: list[float]) -> tuple[float, float]:
     """Steps of two networks with given losses of micro-batches and gradients of ones."""
     guard, moved = StepGuard(), []
-    for index, losses in enumerate((generator, discriminator)):
+    for index, losses in enumerate((autoencoder, discriminator)):
         for loss in losses:
             guard.note_loss(index, torch.tensor(loss))
     for index in (0, 1):

@@ -69,13 +69,13 @@ def trained_networks(task: Task) -> list[Trained]:
         ValueError: if it trains nothing.
     """
     if isinstance(task, AutoencoderTask):
-        found = [Trained("generator", task.model, task.generator.optimizer, averages=1)]
+        found = [Trained("autoencoder", task.model, task.autoencoder_optimization.optimizer, averages=1)]
         if task.discriminator is not None and task.discriminator_optimization is not None:
             optimizer = task.discriminator_optimization.optimizer
             found.append(Trained("discriminator", task.discriminator, optimizer, sharded=False))
         return found
-    if isinstance(task, LatentDiffusion) and task.generator is not None:
-        return [Trained("denoiser", task.denoiser, task.generator.optimizer, averages=len(task.emas))]
+    if isinstance(task, LatentDiffusion) and task.optimization is not None:
+        return [Trained("denoiser", task.denoiser, task.optimization.optimizer, averages=len(task.emas))]
     raise ValueError(f"{type(task).__name__} trains nothing that could be planned; give the config of a `fit`")
 
 

@@ -36,7 +36,7 @@ class StepCost:
     """What one micro-batch takes on one process, state excepted."""
 
     saved: int
-    """Bytes that wait for the generator's backward pass when that begins: activations, bfloat16 copies of weights,
+    """Bytes that wait for the autoencoder's backward pass when that begins: activations, bfloat16 copies of weights,
     inputs, losses."""
     peak: int
     """Largest number of bytes at any moment of the step, temporary tensors included."""
@@ -106,7 +106,7 @@ def fake_copy(network: nn.Module) -> None:
                     tensors[name] = fake(tensor)
 
 
-def really(holder: Any, name: str) -> Any:
+def with_real_tensors(holder: Any, name: str) -> Any:
     """A patch that lets a function of a module or class work on real tensors inside a FakeTensorMode."""
     function = getattr(holder, name)
 
@@ -131,8 +131,8 @@ def fake_step(task: Task) -> Iterator[None]:
             FakeTensorMode(allow_non_fake_inputs=True),
             mock.patch.object(attention, "plain_is_faster", return_value=False),
             mock.patch.object(rope, "complex_is_faster", lambda _, dtype: dtype == torch.float32),
-            really(AutoencoderTask, "draw_mask"),
-            really(tokenizer, "visible_patches"),
+            with_real_tensors(AutoencoderTask, "draw_mask"),
+            with_real_tensors(tokenizer, "visible_patches"),
         ):
             for network in (task, *frozen_networks(task)):
                 fake_copy(network)
@@ -146,7 +146,7 @@ def fake_step(task: Task) -> Iterator[None]:
 def run_step(
     task: Task, batch: dict[str, Tensor], precision: str, at_backward: Callable[[], None] = lambda: None
 ) -> None:
-    """Run ``training_step`` on a batch without a trainer, gradients kept: the discriminator plays, nothing is logged.
+    """Run ``training_step`` on a batch without a trainer and keep the gradients; the discriminator is active.
 
     Args:
         task: with networks on the CPU, fake or real.

@@ -31,15 +31,15 @@ class GaussianMixture:
     means: Tensor
 
     @classmethod
-    def random(cls, components: int, radius: float, generator: torch.Generator) -> "GaussianMixture":
+    def random(cls, components: int, radius: float, rng: torch.Generator) -> "GaussianMixture":
         """Means drawn uniformly from the sphere of that radius in TOKENS * CHANNELS dimensions."""
-        directions = torch.randn(components, TOKENS * CHANNELS, generator=generator, dtype=torch.float64)
+        directions = torch.randn(components, TOKENS * CHANNELS, generator=rng, dtype=torch.float64)
         return cls(radius * directions / directions.norm(dim=1, keepdim=True))
 
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+    def sample(self, count: int, rng: torch.Generator) -> Tensor:
         """(count, d) float64."""
-        component = torch.randint(len(self.means), (count,), generator=generator)
-        return self.means[component] + torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64)
+        component = torch.randint(len(self.means), (count,), generator=rng)
+        return self.means[component] + torch.randn(count, self.means.shape[1], generator=rng, dtype=torch.float64)
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         """E[noise - data | x_t = x] on the linear path x_t = (1 - t) data + t noise.
@@ -61,9 +61,9 @@ class GaussianMixture:
 
 def velocity_error(components: int, samples: int, seed: int, steps: int, radius: float) -> float:
     """Mean squared error per dimension, over x_t of new samples and t in [0, 1], of a SiT trained on ``samples``."""
-    generator = torch.Generator().manual_seed(1000 * seed + components)
-    mixture = GaussianMixture.random(components, radius, generator)
-    data = mixture.sample(samples, generator).float().unflatten(1, (TOKENS, CHANNELS))
+    rng = torch.Generator().manual_seed(1000 * seed + components)
+    mixture = GaussianMixture.random(components, radius, rng)
+    data = mixture.sample(samples, rng).float().unflatten(1, (TOKENS, CHANNELS))
     torch.manual_seed(seed)
     denoiser = SiT(TOKENS, CHANNELS, num_classes=1, size=TransformerSize(64, 3, 4)).train()
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=1e-3, weight_decay=0.0)
@@ -71,22 +71,22 @@ def velocity_error(components: int, samples: int, seed: int, steps: int, radius:
     objective, rows = FlowObjective(), 128
     labels = torch.zeros(rows, dtype=torch.int64)
     for _ in range(steps):
-        batch = data[torch.randint(samples, (rows,), generator=generator)]
-        noise = torch.randn(batch.shape, generator=generator)
-        losses, _ = objective.loss(denoiser, batch, noise, torch.rand(rows, generator=generator), labels)
+        batch = data[torch.randint(samples, (rows,), generator=rng)]
+        noise = torch.randn(batch.shape, generator=rng)
+        losses, _ = objective.loss(denoiser, batch, noise, torch.rand(rows, generator=rng), labels)
         losses.mean().backward()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    return true_error(denoiser.eval(), mixture, generator)
+    return true_error(denoiser.eval(), mixture, rng)
 
 
 @torch.no_grad()
-def true_error(denoiser: SiT, mixture: GaussianMixture, generator: torch.Generator, count: int = 4096) -> float:
+def true_error(denoiser: SiT, mixture: GaussianMixture, rng: torch.Generator, count: int = 4096) -> float:
     """Mean squared difference between predicted and exact velocity at times (i + 1/2) / count of new samples."""
-    data = mixture.sample(count, generator)
+    data = mixture.sample(count, rng)
     t = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    noise = torch.randn(data.shape, generator=generator, dtype=torch.float64)
+    noise = torch.randn(data.shape, generator=rng, dtype=torch.float64)
     x = (1 - t)[:, None] * data + t[:, None] * noise
     labels = torch.zeros(count, dtype=torch.int64)
     predicted = denoiser(x.float().unflatten(1, (TOKENS, CHANNELS)), t.float(), labels).flatten(1)

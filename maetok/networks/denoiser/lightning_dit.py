@@ -43,7 +43,7 @@ class LightningDiT(DiffusionTransformer):
         latent_tokens: number L of latent tokens.
         latent_channels: channels C of each.
         num_classes: number of classes; also the null label.
-        size: one of :data:`maetok.networks.denoiser.denoiser.SIZES`, in configs a file of ``configs/size``, or any other.
+        size: any size; :data:`maetok.networks.denoiser.denoiser.SIZES` and ``configs/size`` name the usual ones.
         qk_norm: normalise queries and keys of each head (RMSNorm, eps 1e-6) before they are rotated.
         rope_theta: base of the rotary frequencies.
 

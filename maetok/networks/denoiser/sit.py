@@ -33,7 +33,7 @@ class SiT(DiffusionTransformer):
         latent_tokens: number L of latent tokens.
         latent_channels: channels C of each.
         num_classes: number of classes; also the null label.
-        size: one of :data:`maetok.networks.denoiser.denoiser.SIZES`, in configs a file of ``configs/size``, or any other.
+        size: any size; :data:`maetok.networks.denoiser.denoiser.SIZES` and ``configs/size`` name the usual ones.
         qk_norm: normalise queries and keys of each head (LayerNorm with parameters, eps 1e-5).
 
     Raises:

@@ -13,7 +13,7 @@ PLAIN_ATTENTION_MAX_TOKENS = {torch.float32: 512, torch.bfloat16: 1024 if CPU_HA
 """Up to this length matmul-softmax-matmul beats the fused kernel on a CPU, most of all in the backward pass."""
 
 
-def attention(queries: Tensor, keys: Tensor, values: Tensor, attended: Tensor | None = None) -> Tensor:
+def attention(queries: Tensor, keys: Tensor, values: Tensor, key_mask: Tensor | None = None) -> Tensor:
     """Softmax attention with scale ``head_dim ** -0.5``.
 
     The fused kernel (SDPA) is used on accelerators and for long sequences. On a CPU the plain formula is faster up to
@@ -24,12 +24,12 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor, attended: Tensor | 
         queries: (B, heads, T, head_dim).
         keys: (B, heads, S, head_dim).
         values: (B, heads, S, head_dim).
-        attended: (B, S) bool, False for keys that get no weight; all get some if not given.
+        key_mask: (B, S) bool, False for keys that get no weight; all get some if not given.
 
     Returns:
         (B, heads, T, head_dim), dtype of the inputs.
     """
-    allowed = None if attended is None else attended[:, None, None]
+    allowed = None if key_mask is None else key_mask[:, None, None]
     if plain_is_faster(queries.device.type, queries.dtype, keys.shape[-2]):
         scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
         if allowed is not None:
@@ -67,12 +67,12 @@ class Attention(nn.Module):
         self,
         tokens: Tensor,
         rotation: Rotation | None = None,
-        attended: Tensor | None = None,
+        key_mask: Tensor | None = None,
         outputs: slice | None = None,
     ) -> Tensor:
         """(B, T, width) -> (B, T, width), or (B, S, width) if only the S tokens of ``outputs`` ask.
 
-        See :func:`attention` for ``attended`` (B, T).
+        See :func:`attention` for ``key_mask`` (B, T).
         """
         qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if rotation is None:
@@ -82,5 +82,5 @@ class Attention(nn.Module):
             values = qkv[2]
         if outputs is not None:
             queries = queries[..., outputs, :]
-        found = attention(queries, keys, values, attended)
+        found = attention(queries, keys, values, key_mask)
         return self.proj(found.transpose(1, 2).flatten(2))

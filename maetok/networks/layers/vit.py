@@ -65,15 +65,15 @@ class Block(nn.Module):
         tokens: Tensor,
         rotation: Rotation | None,
         latents: Tensor | None = None,
-        attended: Tensor | None = None,
+        key_mask: Tensor | None = None,
         outputs: slice | None = None,
     ) -> Tensor:
         """(B, T, width) -> (B, T, width), or (B, S, width), the S tokens of ``outputs``.
 
-        ``attended`` (B, T) bool is False for tokens that no other may read. ``latents`` is unused here; see
+        ``key_mask`` (B, T) bool is False for tokens that no other may read. ``latents`` is unused here; see
         :class:`ModulatedBlock`.
         """
-        update = self.ls1(self.attn(self.norm1(tokens), rotation, attended, outputs))
+        update = self.ls1(self.attn(self.norm1(tokens), rotation, key_mask, outputs))
         tokens = (tokens if outputs is None else tokens[:, outputs]) + update
         return tokens + self.ls2(self.mlp(self.norm2(tokens)))
 
@@ -102,11 +102,13 @@ class ModulatedBlock(nn.Module):
     ) -> Tensor:
         """(B, T, width), latents (B, L, C) -> (B, T, width), or (B, S, width), S image tokens at ``outputs``."""
         shift1, scale1, shift2, scale2 = self.modulation(F.silu(latents)).chunk(4, dim=-1)
-        attended = self.attn(modulate_latent_tokens(self.norm1(tokens), shift1, scale1), rotation, outputs=outputs)
+        attention_output = self.attn(
+            modulate_latent_tokens(self.norm1(tokens), shift1, scale1), rotation, outputs=outputs
+        )
         if outputs is not None:
-            tokens = tokens[:, outputs] + attended
+            tokens = tokens[:, outputs] + attention_output
             return tokens + self.mlp(self.norm2(tokens))
-        tokens = tokens + attended
+        tokens = tokens + attention_output
         return tokens + self.mlp(modulate_latent_tokens(self.norm2(tokens), shift2, scale2))
 
     def reset_modulation(self) -> None:

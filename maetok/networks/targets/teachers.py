@@ -8,11 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maetok.networks.layers.patches import grid_of
-from maetok.networks.pretrained import Frozen, Normalization, channels_first, create_size_free_model, efficientnet_lite0
+from maetok.networks.pretrained import (
+    Normalization,
+    UnregisteredModule,
+    channels_first,
+    create_size_free_model,
+    efficientnet_lite0,
+)
 from maetok.networks.targets.targets import FeatureTarget
 
 
-class TimmFeatures(nn.Module):
+class TimmTeacherFeatures(nn.Module):
     """Patch features of a timm model on the patch grid of the tokenizer.
 
     A vision transformer sees the image resized so that its own patches form the same grid (16 x 16 patches: 224 pixels
@@ -61,7 +67,7 @@ class FrozenModelTarget(FeatureTarget):
     ) -> None:
         super().__init__()
         self.patch_size, self.loss, self.dim = patch_size, loss, model.num_features
-        self.features = Frozen(TimmFeatures(model, patch_size, image_size))
+        self.features = UnregisteredModule(TimmTeacherFeatures(model, patch_size, image_size))
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:

@@ -111,19 +111,19 @@ class Encoder(nn.Module):
         latents = self.latent_tokens.shape[1]
         before = tokens.shape[1] - math.prod(grid) - latents
         rotations = None if self.rope is None else self.rope(grid, before, latents, compute_dtype(tokens))
-        attended = None
+        key_mask = None
         if visible is not None:
             positions = sequence_positions(visible.indices, before, tokens.shape[1] - latents, latents)
             tokens = tokens.take_along_dim(positions[..., None], dim=1)
             rotations = None if rotations is None else [select(rotation, positions) for rotation in rotations]
             if visible.present is not None:
-                attended = F.pad(visible.present, (before, latents), value=True)
+                key_mask = F.pad(visible.present, (before, latents), value=True)
         tokens = run_blocks(
             self.blocks,
             tokens,
             rotations,
             None,
-            attended,
+            key_mask,
             activation_checkpointing=self.activation_checkpointing,
             outputs=slice(-latents, None),  # the same for all lengths, so compiled blocks fit all
         )

@@ -1,4 +1,4 @@
-"""Everything that stage 1 trains on the generator side: the tokenizer and its auxiliary decoders."""
+"""The autoencoder that stage 1 trains: the tokenizer and its auxiliary decoders."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -47,7 +47,7 @@ class MaskedAutoencoder(nn.Module):
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> MaskedAutoencoderOutput:
         """Encode masked images (B, 3, H, W) in [-1, 1] with mask (B, N), reconstruct pixels and predict all targets."""
-        latents, losses = self.tokenizer.bottlenecked(images, mask)
+        latents, losses = self.tokenizer.encode_with_losses(images, mask)
         grid = grid_of(images, self.tokenizer.patch_size)
         reconstructions = unpatchify(self.tokenizer.decoder(latents, grid), grid)
         predictions = {name: decoder(latents, grid) for name, decoder in self.auxiliary_decoders.items()}

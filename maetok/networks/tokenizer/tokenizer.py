@@ -114,7 +114,7 @@ class Tokenizer(nn.Module):
         description = f"{self.patch_size} {self.encoder_size} {self.encoder_positions} {type(self.bottleneck).__name__}"
         return weights_hash(description, (self.encoder.state_dict(), self.bottleneck.state_dict()))
 
-    def bottlenecked(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def encode_with_losses(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Latents (B, L, C) and the bottleneck's named losses; for training. See :meth:`encode`."""
         if mask is None:
             return self.bottleneck(self.encoder(images))
@@ -138,7 +138,7 @@ class Tokenizer(nn.Module):
         Raises:
             ValueError: if the image is not divisible into patches or the mask does not fit it.
         """
-        return self.bottlenecked(images, mask)[0]
+        return self.encode_with_losses(images, mask)[0]
 
     def decode(self, latents: Tensor, size: int | tuple[int, int] | None = None) -> Tensor:
         """Decode latents to pixels; values are not clamped.

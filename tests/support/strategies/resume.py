@@ -44,7 +44,9 @@ def train(
 ) -> None:
     """Train from the newest checkpoint of the folder; the first process saves all weights."""
     adam = optimization("AdamW", 1e-3)
-    options = {"generator": adam} if stage == 3 else {"generator": adam, "discriminator_optimization": adam}
+    options = (
+        {"optimization": adam} if stage == 3 else {"autoencoder_optimization": adam, "discriminator_optimization": adam}
+    )
     if stage == 2:
         options["latent_noise"] = 0.1  # noise that differs between processes
     task = build(stage, **options)

@@ -35,7 +35,7 @@ class Whole(Callback):
 def train(folder: Path, digits: Path, kind: str) -> None:
     """Train from the newest checkpoint; every process saves what it had after the rollback and at the end."""
     adam, last = optimization("AdamW", 1e-3), KIND[kind] - 1
-    task = build(1, generator=adam, discriminator_optimization=adam, accumulate_grad_batches=1)
+    task = build(1, autoencoder_optimization=adam, discriminator_optimization=adam, accumulate_grad_batches=1)
     guard, whole = NonFiniteGuard(max_in_a_row=2, check_every_n_steps=BACK, rollbacks=1), Whole()
     saver = ResumableCheckpoint(SAVED, keep_last=-1, asynchronous=kind.endswith("async"))
     trainer = fit(

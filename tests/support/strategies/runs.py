@@ -14,7 +14,7 @@ from lightning_modules.base import Optimization, Task
 from maetok import SiT, Tokenizer
 from maetok.losses import AdversarialLoss, DiffAugment, LossWeights, ReconstructionObjective
 from maetok.networks import HOGTarget, MaskRatio, PatchGAN, PlainBottleneck, TransformerSize
-from maetok.training.sharding import local, whole
+from maetok.training.sharding import to_full_tensor, to_local_shard
 from strategies import FSDP2Strategy
 
 SIZE = TransformerSize(32, 2, 2)
@@ -42,7 +42,8 @@ def build(stage: int, optimizer: str = "SGD", rate: float = 0.02, **options: Any
     torch.manual_seed(stage)
     trained = {"denoiser": denoiser()} if stage == 3 else {"tokenizer": tokenizer()}
     options = trained | options
-    common: dict[str, Any] = {"generator": optimization(optimizer, rate), "accumulate_grad_batches": 2, "seed": 3}
+    trained_by = "optimization" if stage == 3 else "autoencoder_optimization"
+    common: dict[str, Any] = {trained_by: optimization(optimizer, rate), "accumulate_grad_batches": 2, "seed": 3}
     if stage == 3:
         return LatentDiffusion(
             tokenizer=tokenizer(), ema_decays=(0.5, 0.9), statistics_samples=40, **(common | options)
@@ -108,12 +109,12 @@ def fit(
 
 def held_bytes(trainer: Trainer, task: Task) -> int:
     """Bytes of parameters, moving averages and optimizer states that this process holds; frozen networks are apart."""
-    tensors = [local(parameter) for parameter in task.parameters()]
+    tensors = [to_local_shard(parameter) for parameter in task.parameters()]
     for optimizer in trainer.optimizers:
-        tensors += [local(value) for state in optimizer.state.values() for value in state.values()]
+        tensors += [to_local_shard(value) for state in optimizer.state.values() for value in state.values()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def whole_state(task: Task) -> dict[str, torch.Tensor]:
     """All weights, put together from all processes."""
-    return {name: whole(value).detach().clone() for name, value in task.state_dict().items()}
+    return {name: to_full_tensor(value).detach().clone() for name, value in task.state_dict().items()}

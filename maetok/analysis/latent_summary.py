@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maetok.analysis.statistics import ChannelStatistics
+from maetok.analysis.channel_moments import ChannelMoments
 
 
 @dataclass(frozen=True)
-class LatentStatistics:
+class LatentSummary:
     """Moments and effective ranks of raw latents; plain numbers, so ``dataclasses.asdict`` of it goes to JSON."""
 
     count: int
@@ -24,10 +24,10 @@ class LatentStatistics:
     """Of the channels, samples and tokens alike, in [1, C]; 0 if nothing varies."""
 
     @classmethod
-    def of(cls, latents: np.ndarray) -> "LatentStatistics":
+    def of(cls, latents: np.ndarray) -> "LatentSummary":
         """Statistics of latents (n, L, C)."""
         channels = latents.reshape(-1, latents.shape[-1])
-        moments = ChannelStatistics.of(channels)
+        moments = ChannelMoments.of(channels)
         return cls(
             count=len(latents),
             mean=moments.mean.tolist(),

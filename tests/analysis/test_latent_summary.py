@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import kurtosis
 
-from maetok.analysis.latent_statistics import LatentStatistics, effective_rank, excess_kurtosis
+from maetok.analysis.latent_summary import LatentSummary, effective_rank, excess_kurtosis
 
 
 @pytest.mark.parametrize("width", [1, 3, 8])
@@ -46,8 +46,8 @@ def test_kurtosis_of_known_distributions() -> None:
 
 def test_statistics_of_latents_go_to_json_and_back() -> None:
     latents = np.random.default_rng(0).exponential(size=(40, 5, 3)).astype(np.float32) * [1, 2, 0]
-    statistics = LatentStatistics.of(latents)
-    assert LatentStatistics(**json.loads(json.dumps(asdict(statistics)))) == statistics
+    statistics = LatentSummary.of(latents)
+    assert LatentSummary(**json.loads(json.dumps(asdict(statistics)))) == statistics
     flat = latents.reshape(-1, 3)
     np.testing.assert_allclose(statistics.mean, flat.mean(0), rtol=1e-6)
     np.testing.assert_allclose(statistics.std, flat.std(0), rtol=1e-6)
