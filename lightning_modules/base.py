@@ -19,8 +19,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from lightning_modules.schedules import apply_configured_options
 from maetok.networks.inference import prepare_for_inference
 from maetok.networks.layers.attention import CPU_HAS_BFLOAT16
-from maetok.networks.pretrained import frozen_networks
 from maetok.runtime.cpu import tune_cpu
+from maetok.runtime.pretrained import frozen_networks
 from maetok.training.ema import EMA
 from maetok.training.sharding import (
     average_gradients,

@@ -25,12 +25,12 @@ from maetok.flow import FlowObjective, index_noise, sample
 from maetok.metrics import to_uint8
 from maetok.networks import Denoiser, Tokenizer, drop_labels
 from maetok.networks.denoiser.normalizer import LatentNormalizer
-from maetok.networks.pretrained import UnregisteredModule
-from maetok.networks.weights import weights_hash
 from maetok.runtime.distributed import gather_over_ranks
+from maetok.runtime.pretrained import UnregisteredModule
+from maetok.runtime.weights import weights_hash
 from maetok.training.ema import EMA
 
-VALIDATION_SEED = 0  # the noise of validation is the same in all runs, so that they compare
+VALIDATION_SEED = 0  # every run validates with the same noise
 
 
 class LatentDiffusion(Task):
@@ -134,9 +134,7 @@ class LatentDiffusion(Task):
         """Refuse to sample from a checkpoint that the record of the samples would not name."""
         super().on_load_checkpoint(checkpoint)
         if self.trainer.state.fn == "predict":
-            raise ValueError(
-                "predict takes no --ckpt_path here: give the checkpoint as model.init_args.denoiser_from.path"
-            )
+            raise ValueError("predict takes no --ckpt_path: name the checkpoint in model.init_args.denoiser_from.path")
 
     def configure_model(self) -> None:
         """Apply the switches to the denoiser, trained and (compilation) averaged, and shard both."""
@@ -148,9 +146,7 @@ class LatentDiffusion(Task):
     def configure_optimizers(self) -> tuple[list[Any], list[Any]]:
         """One optimizer, of the denoiser; raises ValueError if it is not configured."""
         if self.optimization is None:
-            raise ValueError(
-                "model.init_args.optimization is missing: the denoiser's optimizer and schedule, to train it"
-            )
+            raise ValueError("model.init_args.optimization is missing: set it to train the denoiser")
         optimizer, schedule = self.optimization.build(self.denoiser, self.trainer.max_steps)
         return [optimizer], [schedule]
 
@@ -159,8 +155,8 @@ class LatentDiffusion(Task):
         super().on_train_start()
         if self.checkpoint_step or self.statistics_from is not None:
             return
-        index = self.trainer.datamodule.index("train")  # type: ignore[attr-defined]
-        mean, std = (index.mean, index.std) if hasattr(index, "std") else self.measured_statistics()
+        data = self.trainer.datamodule.index("train")  # type: ignore[attr-defined]
+        mean, std = (data.mean, data.std) if hasattr(data, "std") else self.measured_statistics()
         self.normalizer.set_statistics(torch.as_tensor(mean).float(), torch.as_tensor(std).float())
 
     @torch.no_grad()

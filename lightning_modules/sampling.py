@@ -12,8 +12,8 @@ from maetok.checkpoints.runs import InitFrom
 from maetok.flow import Euler, Solver
 from maetok.hub import published_latent_moments
 from maetok.networks import Denoiser, Tokenizer
-from maetok.networks.pretrained import UnregisteredModule
-from maetok.networks.weights import on_meta_device
+from maetok.runtime.pretrained import UnregisteredModule
+from maetok.runtime.weights import on_meta_device
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import nn
 
 from maetok.checkpoints.files import is_complete, read_weights
-from maetok.networks.weights import on_meta_device
+from maetok.runtime.weights import on_meta_device
 
 PATTERN = re.compile(r"step=(\d+)\.ckpt")
 

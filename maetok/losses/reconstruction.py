@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maetok.networks.pretrained import Normalization, UnregisteredModule, channels_first, create_size_free_model
-from maetok.networks.weights import weights_hash
+from maetok.runtime.pretrained import Normalization, UnregisteredModule, channels_first, create_size_free_model
+from maetok.runtime.weights import weights_hash
 
 
 def pixel_loss(reconstructions: Tensor, images: Tensor, norm: Literal["l1", "l2"] = "l2") -> Tensor:

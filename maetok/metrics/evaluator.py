@@ -15,8 +15,8 @@ from maetok.metrics.inception_score import inception_score
 from maetok.metrics.precision_recall import precision_recall
 from maetok.metrics.protocols import EvaluationProtocol, Measurement
 from maetok.metrics.reconstruction import similarities
-from maetok.networks.pretrained import UnregisteredModule
 from maetok.runtime.distributed import gather_over_ranks
+from maetok.runtime.pretrained import UnregisteredModule
 
 Rows = Mapping[str, Tensor]
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maetok.networks.pretrained import create_timm_model, efficientnet_lite0
-from maetok.networks.weights import weights_hash
+from maetok.runtime.pretrained import create_timm_model, efficientnet_lite0
+from maetok.runtime.weights import weights_hash
 
 
 class FeatureNetwork(nn.Module):

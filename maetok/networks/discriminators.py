@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from maetok.networks.pretrained import Normalization, UnregisteredModule, create_size_free_model
+from maetok.runtime.pretrained import Normalization, UnregisteredModule, create_size_free_model
 
 
 class DINOHead(nn.Module):

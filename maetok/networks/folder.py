@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from maetok.networks.weights import on_meta_device
+from maetok.runtime.weights import on_meta_device
 
 PUBLISHED_FILES = ("config.json", "model.safetensors")
 STATISTICS_FILE = "latent_statistics.safetensors"  # our addition to the folder of a denoiser

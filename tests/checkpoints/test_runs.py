@@ -12,7 +12,7 @@ from maetok import Tokenizer
 from maetok.analysis.channel_moments import ChannelMoments
 from maetok.checkpoints.runs import InitFrom
 from maetok.networks import TransformerSize
-from maetok.networks.weights import weights_hash
+from maetok.runtime.weights import weights_hash
 
 SIZE = TransformerSize(width=32, depth=1, num_heads=2)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from maetok.losses import LPIPSLoss, TimmPerceptualLoss
 from maetok.networks import DINODiscriminator, PatchGAN, TimmTarget
-from maetok.networks.pretrained import Normalization, UnregisteredModule, channels_first, create_timm_model
+from maetok.runtime.pretrained import Normalization, UnregisteredModule, channels_first, create_timm_model
 
 VIT = "test_vit"
 CONVNET = "test_resnet"

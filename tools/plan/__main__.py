@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lightning_modules.base import Task
 from maetok.networks.denoiser.denoiser import ConditionedBlock
 from maetok.networks.layers.vit import Block, ModulatedBlock
-from maetok.networks.pretrained import frozen_networks
+from maetok.runtime.pretrained import frozen_networks
 from main import main as command_line
 from tools.plan.state import Strategy, Trained, expected_bytes, size_of, trained_networks
 from tools.plan.step import StepCost, fake_step, measure_step

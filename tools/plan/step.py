@@ -22,10 +22,10 @@ from torch.utils._pytree import tree_leaves
 from lightning_modules.autoencoder import AutoencoderTask
 from lightning_modules.base import Task
 from maetok.networks.layers import attention, rope
-from maetok.networks.pretrained import frozen_networks
 from maetok.networks.targets import hog
 from maetok.networks.tokenizer import tokenizer
 from maetok.runtime.flops import FlopCounter
+from maetok.runtime.pretrained import frozen_networks
 from tools.plan.state import trained_networks
 
 aten = torch.ops.aten

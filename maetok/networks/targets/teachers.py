@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maetok.networks.layers.patches import grid_of
-from maetok.networks.pretrained import (
+from maetok.networks.targets.targets import FeatureTarget
+from maetok.runtime.pretrained import (
     Normalization,
     UnregisteredModule,
     channels_first,
     create_size_free_model,
     efficientnet_lite0,
 )
-from maetok.networks.targets.targets import FeatureTarget
 
 
 class TimmTeacherFeatures(nn.Module):

@@ -24,7 +24,7 @@ from maetok.networks.tokenizer.published import (
     tokenizer_arguments,
     unused_tensors,
 )
-from maetok.networks.weights import weights_hash
+from maetok.runtime.weights import weights_hash
 
 
 class Tokenizer(nn.Module):
