@@ -56,7 +56,7 @@ class TestDigits:
 
     def test_packs_itself_on_first_use_only(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         calls: list[Path] = []
-        monkeypatch.setattr("datamodules.pack.__main__.pack_digits", calls.append)
+        monkeypatch.setattr("datamodules.pack.digits.pack_digits", calls.append)
         Digits(str(tmp_path)).prepare_data()
         (tmp_path / "validation-000000.tar").touch()
         Digits(str(tmp_path)).prepare_data()
@@ -181,7 +181,8 @@ class TestKill:
     """Finished shards are kept, half-written ones are written again, and the result is the same."""
 
     SLOW = (
-        "import sys, time; from datamodules import pack, pack_sources as s; read = s.SourceSample.read; "
+        "import sys, time; from datamodules.pack import __main__ as pack, sources as s; "
+        "read = s.SourceSample.read; "
         "s.SourceSample.read = lambda self: (time.sleep(0.05), read(self))[1]; pack.main(sys.argv[1:])"
     )
 

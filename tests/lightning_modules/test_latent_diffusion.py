@@ -398,7 +398,7 @@ def test_networks_that_do_not_fit_are_refused(cache: Path, tmp_path: Path, digit
 
 
 def test_missing_parts_are_named(cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"model\.init_args\.rng is missing"):
+    with pytest.raises(ValueError, match=r"model\.init_args\.optimization is missing"):
         trainer(tmp_path, 1).fit(diffusion(optimization=None), datamodule=latent_shards(cache))
     with pytest.raises(FileNotFoundError, match="train that run first"):
         diffusion(denoiser_from=DenoiserFrom(str(tmp_path / "none")))

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from lightning_modules import LatentDiffusion, LatentEncoding
 from lightning_modules.base import Task
-from maetok.networks.inference import PackedLinear
+from maetok.networks.inference import PackedLinear, multiplied_by_onednn
 from tests.support.strategies.runs import build, tokenizer
 
 ROWS = [
@@ -62,7 +62,8 @@ def test_outputs_are_those_of_unprepared_networks(tmp_path: Path, monkeypatch: p
         predicting = task()
         before = {key: value.clone() for key, value in predicting.state_dict().items()}
         found[precision], packed = predictions(predicting, tmp_path, precision)
-        assert packed == [{dtype}] * len(packed)
+        packs = multiplied_by_onednn(torch.zeros(1, dtype=dtype))  # float32 on CPUs without AMX, bfloat16 with AVX-512
+        assert packed == [{dtype} if packs else set()] * len(packed)
         assert all(torch.equal(before[key], value) for key, value in predicting.state_dict().items())
         again, _ = predictions(predicting, tmp_path, precision)
         assert torch.equal(again, found[precision])
