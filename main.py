@@ -6,19 +6,20 @@ gc.disable()  # what the imports make is never garbage; looking through it makes
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks import Heartbeat
 from callbacks.resilience.checkpointing import resolve_checkpoint
 from callbacks.trainer_setup import trainer_defaults, with_slurm
+from command_line import InterpolatingCLI
 from strategies.meta_device import build_trained_network  # and the package registers strategies
 
 gc.freeze()
 gc.enable()
 
 
-class MAETokCLI(LightningCLI):
+class MAETokCLI(InterpolatingCLI):
     """LightningCLI with one run directory per experiment, which restarts find again."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -39,9 +40,6 @@ class MAETokCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(run, name="", version="")
         kwargs["plugins"] = with_slurm(self._get(self.config_init, "trainer").plugins)
         return super().instantiate_trainer(**kwargs)
-
-    def _parse_ckpt_path(self) -> None:
-        """Do not let hyper-parameters stored in a checkpoint win over the config (LightningCLI would)."""
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Resolve ``--ckpt_path last``, and refuse to begin a run where another one lies."""

@@ -6,13 +6,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("maetok", "lightning_modules", "datamodules", "callbacks", "strategies", "benchmarks", "main", "tests")
+PACKAGES = (
+    "maetok",
+    "lightning_modules",
+    "datamodules",
+    "callbacks",
+    "command_line",
+    "strategies",
+    "benchmarks",
+    "main",
+    "tests",
+)
 MAY_IMPORT = {
     "maetok": {"maetok"},
     "datamodules": {"datamodules"},
     "lightning_modules": {"lightning_modules", "maetok"},
     "callbacks": {"callbacks", "maetok"},
     "strategies": {"strategies", "maetok"},
+    "command_line": {"command_line"},
 }
 APART = {"networks", "losses", "flow"}  # parts of maetok that do not know each other
 

@@ -1,0 +1,90 @@
+"""``${...}`` in configs, resolved once by OmegaConf on what all files and flags say together.
+
+``${shared.image_size}`` is the value of a key, named from the top of the config without the subcommand;
+``${oc.env:NAME,default}`` is an environment variable. https://omegaconf.readthedocs.io describes the grammar.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from command_line.tree import Tree
+
+MARK = "${"
+
+
+@dataclass
+class Shared:
+    """Values that several parts of an experiment use; configs refer to them as ``${shared.NAME}``.
+
+    Args:
+        image_size: height and width of images in pixels, of the data and of the tokenizer.
+        num_classes: number of labels, of the data and of the denoiser.
+        data: folder of the packed images.
+        cache: folder of the latent cache.
+        tokenizer_run: run directory of stage 1.
+        decoder_run: run directory of stage 2.
+        denoiser_run: run directory of stage 3.
+    """
+
+    image_size: int | None = None
+    num_classes: int | None = None
+    data: str | None = None
+    cache: str | None = None
+    tokenizer_run: str | None = None
+    decoder_run: str | None = None
+    denoiser_run: str | None = None
+
+
+class InterpolationError(ValueError):
+    """An interpolation that cannot be resolved; the message names file, key and text."""
+
+
+class Interpolation:
+    """Resolves texts of a command against its merged tree.
+
+    Raises:
+        InterpolationError: if a text of a file or flag cannot be resolved, or a flag sets a shared value that no text
+            refers to.
+    """
+
+    def __init__(self, tree: Tree, flags: list[str]) -> None:
+        self.tree = tree
+        self._root: Any = None
+        texts = [text for text in tree.texts if MARK in text[2]]
+        for where, key, text in texts:
+            self._checked(where, key, text)
+        for flag in flags:
+            if flag.startswith("shared.") and not any(flag in text for _, _, text in texts):
+                raise InterpolationError(
+                    f"--{flag} changes nothing: no config refers to ${{{flag}}} (a saved config.yaml holds the values "
+                    "instead); set the arguments themselves"
+                )
+
+    def __call__(self, content: Any) -> Any:
+        """Return the content of a file or a text with all its interpolations resolved."""
+        if isinstance(content, dict):
+            return {key: self(value) for key, value in content.items()}
+        if isinstance(content, list):
+            return [self(value) for value in content]
+        return self._resolved(content) if isinstance(content, str) and MARK in content else content
+
+    def _checked(self, where: str, key: str, text: str) -> None:
+        from omegaconf.errors import OmegaConfBaseException
+
+        try:
+            self._resolved(text)
+        except (OmegaConfBaseException, RecursionError) as error:
+            reason = str(error).splitlines()[0]
+            raise InterpolationError(
+                f"{where}: {key}: {text}: {reason}. An interpolation names a key of the config from the top, as in "
+                "${shared.image_size}, or an environment variable, as in ${oc.env:NAME,default}"
+            ) from error
+
+    def _resolved(self, text: str) -> Any:
+        from omegaconf import OmegaConf  # slow to import, and --help needs none of it
+
+        if self._root is None:
+            self._root = OmegaConf.create(self.tree.values, flags={"allow_objects": True})
+        self._root["__text__"] = text
+        value = self._root["__text__"]
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
