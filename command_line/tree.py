@@ -1,8 +1,9 @@
 """What the files and flags of one command say together, as one tree without types.
 
 jsonargparse merges files and flags while it checks types, so it has no merged tree in which ``${...}`` still stands.
-This module merges them once more by the same rules: later wins key by key, lists are replaced, ``key+`` appends, and the
-name of a file stands for its content. The tree only tells what an interpolation refers to; jsonargparse merges what runs.
+This module merges them once more by the same rules: later wins key by key, lists are replaced, ``key+`` appends, and
+the name of a file stands for its content. The tree only tells what an interpolation refers to; jsonargparse merges
+what runs.
 """
 
 from collections.abc import Callable, Iterator
