@@ -4,9 +4,9 @@
     python -m maetok.metrics --protocol gfid-adm --samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz
         --features inception --weights weights/pt_inception-2015-12-05-6726825d.pth
 
-A result carries the protocol's name only if everything is as the protocol says; ``gfid-adm@1000`` is one of a thousand
-samples, and ``labels=unknown`` of samples without labels beside them, such as those of a folder. Distances are FID with
-Inception and FD with any other network.
+A result carries the protocol's bare name only if it deviates in nothing: ``gfid-adm@1000`` measures a thousand samples,
+and ``labels=unknown`` marks samples without labels, such as those of a folder. Distances are FID with Inception and FD
+with any other network.
 """
 
 import argparse
@@ -24,12 +24,13 @@ from maetok.metrics.features import EfficientNetLite0Features
 from maetok.metrics.image_files import ImageArchive, ImageFolder, open_images, reference_gaussians
 from maetok.metrics.inception import InceptionFeatures
 from maetok.metrics.protocols import PROTOCOLS, EvaluationProtocol, Measurement, append_record
+from maetok.metrics.standard import load_metric
 
 Images = ImageFolder | ImageArchive
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m maetok.metrics", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -37,9 +38,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--samples", required=True, type=Path, help="folder of PNG or JPEG files, or npz file")
     parser.add_argument("--reference", required=True, type=Path, help="the same, or ADM's file with moments")
     parser.add_argument("--features", default="efficientnet_lite0", choices=["efficientnet_lite0", "inception"])
-    parser.add_argument("--feature-size", default=96, type=int, help="pixels that EfficientNet-Lite0 sees")
+    parser.add_argument("--feature-size", default=96, type=int, help="side in pixels of EfficientNet-Lite0's input")
     parser.add_argument("--weights", help="torch-fidelity's weights of Inception; nothing is downloaded")
     parser.add_argument("--lpips", help="torchvision's weights of VGG16, for LPIPS (rfid-val)")
+    parser.add_argument("--metrics", nargs="+", default=[], help="class paths of more metrics: my_module.MyMetric")
     parser.add_argument("--image-size", type=int, help="crop images of folders to this square, as the protocol says")
     parser.add_argument("--batch-size", default=64, type=int)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -48,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def numbered(images: Images, batch_size: int, side: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of images with the number of each, under a progress bar."""
+    """Yield batches of images with the number of each image, under a progress bar."""
     from tqdm import tqdm
 
     first = 0
@@ -60,7 +62,7 @@ def numbered(images: Images, batch_size: int, side: str) -> Iterator[tuple[Tenso
 
 
 def check_pairs(samples: Images, references: Images) -> None:
-    """Raise ValueError unless both sides hold as many images, and files of the same names if both are folders."""
+    """Raise ValueError unless both sides hold equally many images, with the same file names if both are folders."""
     if len(samples) != len(references):
         raise ValueError(f"samples and references must be pairs, got {len(samples)} and {len(references)} images")
     if samples.names and references.names:
@@ -70,7 +72,7 @@ def check_pairs(samples: Images, references: Images) -> None:
 
 
 def label_deviation(protocol: EvaluationProtocol, samples: Images) -> dict[str, str]:
-    """What is wrong with the labels of the samples, or that nobody knows them."""
+    """Return how the labels of the samples deviate from the protocol; empty if they do not."""
     if protocol.labels != "balanced":
         return {}
     if samples.labels is None or samples.labels.shape != (len(samples),):
@@ -80,7 +82,7 @@ def label_deviation(protocol: EvaluationProtocol, samples: Images) -> dict[str, 
 
 
 def measure(evaluator: ImageEvaluator, samples: Images, references: Images, batch_size: int) -> Measurement:
-    """Read everything once and measure it."""
+    """Read all images once and measure them."""
     if evaluator.protocol.paired:
         check_pairs(samples, references)
         sides = numbered(samples, batch_size, "pairs"), references.batches(batch_size)
@@ -96,16 +98,17 @@ def measure(evaluator: ImageEvaluator, samples: Images, references: Images, batc
 
 
 def main(args: list[str] | None = None) -> Measurement:
-    """Measure, print one line, and append to ``--output``; ``args`` are those of the command line by default."""
+    """Measure, print one line, and append to ``--output``; ``args`` default to the command line."""
     options = parser().parse_args(args)
     protocol, inception = PROTOCOLS[options.protocol], options.features == "inception"
     samples, references = (open_images(path, options.image_size) for path in (options.samples, options.reference))
-    statistics = reference_gaussians(references, inception)
+    moments = reference_gaussians(references, inception)
     features: nn.Module = (
         InceptionFeatures(options.weights) if inception else EfficientNetLite0Features(options.feature_size)
     )
     lpips = LPIPSLoss("vgg", options.lpips) if options.lpips else None
-    evaluator = ImageEvaluator(protocol, features, lpips, statistics, options.device)
+    metrics = [load_metric(class_path) for class_path in options.metrics]
+    evaluator = ImageEvaluator(protocol, features, lpips, moments, options.device, metrics)
     measurement = measure(evaluator, samples, references, options.batch_size)
     print(measurement)
     if options.output:

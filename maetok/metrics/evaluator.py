@@ -1,7 +1,7 @@
-"""Measures two sets of images under a protocol: one code for callbacks and for ``python -m maetok.metrics``."""
+"""Measurement of two sets of images under a protocol, for callbacks and for ``python -m maetok.metrics``."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,38 +10,31 @@ from torch import Tensor, nn
 from maetok.losses import LPIPSLoss
 from maetok.metrics.features import feature_network
 from maetok.metrics.gaussians import Gaussian
-from maetok.metrics.image_set import ImageSet
-from maetok.metrics.inception_score import inception_score
-from maetok.metrics.precision_recall import precision_recall
+from maetok.metrics.metric import Batch, Metric, UnavailableError
 from maetok.metrics.protocols import EvaluationProtocol, Measurement
-from maetok.metrics.reconstruction import similarities
+from maetok.metrics.sample_indices import SampleIndices
+from maetok.metrics.standard import protocol_metrics
 from maetok.runtime.distributed import gather_over_ranks
 from maetok.runtime.pretrained import UnregisteredModule
 
-Rows = Mapping[str, Tensor]
-
-
-class UnavailableError(Exception):
-    """Why a metric cannot be measured on these images with these networks."""
-
 
 class ImageEvaluator:
-    """Takes images of both sides, in batches on any number of processes, and measures them when all are there.
+    """Feeds batches of images of both sides to metrics, on any number of processes, and collects the results.
 
-    Every process must call :meth:`compute`. Features that a metric needs row by row are kept in main memory: with
-    Inception 8 KB per image for precision and recall, 4 KB for the Inception Score.
+    Every process must call :meth:`compute`.
 
     Args:
-        protocol: what to measure.
-        features: a :class:`maetok.metrics.features.FeatureNetwork`, or any network from images in [0, 1] to one vector
-            each.
+        protocol: names what to measure.
+        features: a :class:`maetok.metrics.features.FeatureNetwork`, or any network that maps images in [0, 1] to one
+            vector each.
         lpips: network of LPIPS; without it there is no such metric.
-        statistics: moments of the references by name (``pool``, ``spatial``), of Inception features, that take the
-            place of those of reference images.
-        device: where features and distances are computed; that of collective operations.
+        reference_moments: moments of a reference set by name of the Inception features (``pool``, ``spatial``); they
+            replace the moments of the reference images.
+        device: where features and distances are computed, and where collective operations run.
+        metrics: metrics to measure besides the protocol's.
 
     Raises:
-        ValueError: for statistics with a network that is not Inception.
+        ValueError: for reference moments with a network other than Inception, and for two metrics of one name.
     """
 
     def __init__(
@@ -49,21 +42,28 @@ class ImageEvaluator:
         protocol: EvaluationProtocol,
         features: nn.Module,
         lpips: LPIPSLoss | None = None,
-        statistics: Mapping[str, Gaussian] | None = None,
+        reference_moments: Mapping[str, Gaussian] | None = None,
         device: torch.device | str = "cpu",
+        metrics: Sequence[Metric] = (),
     ) -> None:
-        self.protocol, self.network, self.lpips = protocol, feature_network(features), lpips
-        self.statistics, self.device = statistics or {}, torch.device(device)
-        if self.statistics and not self.network.is_inception:
+        self.protocol, self.network, self.device = protocol, feature_network(features), torch.device(device)
+        self.reference_moments = reference_moments or {}
+        if self.reference_moments and not self.network.is_inception:
             raise ValueError(
-                f"the reference statistics are those of Inception features, not of {self.network.name}: use "
+                f"the reference moments belong to Inception features, not to {self.network.name}: use "
                 "InceptionFeatures (--features inception), or reference images"
             )
         self.extract = UnregisteredModule(self.network)
-        rows = {"inception_score": ["logits"], "precision_recall": ["pool"]}
-        kept = [name for metric in protocol.metrics for name in rows.get(metric, [metric])]
-        self.samples = ImageSet("samples", kept, self.device)
-        self.references = ImageSet("references", [name for name in kept if name == "pool"], self.device)
+        standard = protocol_metrics(protocol, self.network.is_inception, lpips, self.reference_moments)
+        self.metrics = [*standard, *metrics]
+        names = [metric.name for metric in self.metrics]
+        if len(set(names)) < len(names):
+            raise ValueError(f"metrics={names}: two metrics have one name, so their results could not be told apart")
+        for metric in self.metrics:
+            metric.device = self.device
+            metric.reset()
+        self.samples, self.references = SampleIndices("samples"), SampleIndices("references")
+        self.available: set[str] = set()
         self.image_size: tuple[int, int] | None = None
 
     @torch.no_grad()
@@ -72,29 +72,47 @@ class ImageEvaluator:
 
         Args:
             images: (n, 3, H, W) uint8.
-            indices: (n,) int64 number of each in its set.
-            is_reference: whether they are real images rather than those to be judged.
+            indices: (n,) int64, the number of each image in its set.
+            is_reference: whether these are real images rather than images to judge.
 
         Raises:
-            ValueError: if these are no such images, or of another size than those before.
+            ValueError: if dtype or shape is wrong, or the size differs from earlier images.
         """
-        if self.takes(images, indices):
-            (self.references if is_reference else self.samples).update(self.extract(images.to(self.device)), indices)
+        if not self.accepts(images, indices):
+            return
+        values = self.values_of(images)
+        if is_reference:
+            self.references.update(indices)
+            self.feed(Batch(indices, references=values))
+        else:
+            self.samples.update(indices)
+            self.feed(Batch(indices, samples=values))
 
     @torch.no_grad()
     def update_pairs(self, samples: Tensor, references: Tensor, indices: Tensor) -> None:
-        """Add images (n, 3, H, W) uint8 to be judged and the real ones that belong to them, with their indices (n,)."""
-        if not (self.takes(samples, indices) and self.takes(references, indices)):
+        """Add images to judge (n, 3, H, W) uint8 and the real images that belong to them, with their indices (n,)."""
+        if not (self.accepts(samples, indices) and self.accepts(references, indices)):
             return
-        samples, references = samples.to(self.device), references.to(self.device)
-        close = similarities(samples, references)
-        if self.lpips is not None:
-            close["lpips"] = self.lpips.per_image(samples / 127.5 - 1, references / 127.5 - 1)
-        self.samples.update(self.extract(samples) | close, indices)
-        self.references.update(self.extract(references), indices)
+        self.samples.update(indices)
+        self.references.update(indices)
+        self.feed(Batch(indices, self.values_of(samples), self.values_of(references)))
 
-    def takes(self, images: Tensor, indices: Tensor) -> bool:
-        """Whether there are any images; raises ValueError for what cannot be measured."""
+    def values_of(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the images on the device, with their features if a metric needs any."""
+        images = images.to(self.device)
+        needs = {need for metric in self.metrics for need in metric.needs}
+        return {"images": images} | (self.extract(images) if needs - {"images", "pairs"} else {})
+
+    def feed(self, batch: Batch) -> None:
+        """Give each metric the batch, if the batch holds what the metric needs."""
+        there = set(batch.samples or batch.references) | ({"pairs"} if batch.samples and batch.references else set())
+        self.available |= there
+        for metric in self.metrics:
+            if there.issuperset(metric.needs):
+                metric.update(batch)
+
+    def accepts(self, images: Tensor, indices: Tensor) -> bool:
+        """Return whether there are any images; raise ValueError for what cannot be measured."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or len(images) != len(indices):
             raise ValueError(
                 f"images must be (n, 3, H, W) uint8 with n indices, got {tuple(images.shape)} {images.dtype} with "
@@ -102,7 +120,7 @@ class ImageEvaluator:
             )
         size = (images.shape[2], images.shape[3])
         if len(images) and self.image_size not in (None, size):
-            raise ValueError(f"images of {size} pixels after some of {self.image_size}: all must be of one size")
+            raise ValueError(f"images of {size} pixels after images of {self.image_size}: all must have one size")
         self.image_size = size if len(images) else self.image_size
         return bool(len(images))
 
@@ -113,104 +131,56 @@ class ImageEvaluator:
         left_out: int = 0,
         deviations: Mapping[str, str] | None = None,
     ) -> Measurement:
-        """Everything that the protocol asks for, the same on all processes.
+        """Return all results, the same on all processes.
 
         Args:
-            samples: how many images to be judged there must be; None if that is not known.
+            samples: how many images to judge there must be; None if unknown.
             references: the same for real images.
-            left_out: how many broken ones are left out of both.
-            deviations: what the caller does otherwise than the protocol says, by the name of its field.
+            left_out: how many broken images both sides leave out.
+            deviations: what the caller does differently from the protocol, by the name of the protocol's field.
 
         Raises:
             ValueError: if there are no images, or one of them is missing or was counted more than once.
         """
-        sample_count, sample_rows = self.samples.rows(samples, left_out)
-        reference_count, reference_rows = self.references.rows(references, left_out)
+        sample_count = self.samples.count(samples, left_out)
+        reference_count = self.references.count(references, left_out)
         sizes = {size for size in gather_over_ranks(self.image_size) if size is not None}
         if len(sizes) != 1 or not sample_count:
             raise ValueError(f"nothing to measure: {sample_count} samples, images of {sorted(sizes)} pixels")
         deviations = dict(deviations or {})
-        if self.protocol.statistics == "file" and not self.statistics:
-            deviations["statistics"] = "images"
+        if self.protocol.reference_moments_from == "file" and not self.reference_moments:
+            deviations["statistics"] = "images"  # the field's name in records, see EvaluationProtocol.recorded_fields
         measurement = Measurement(
             self.protocol,
             self.network.name,
-            {"features": self.network.digest} | ({"lpips": self.lpips.digest} if self.lpips is not None else {}),
+            {"features": self.network.digest}
+            | {metric.name: metric.digest for metric in self.metrics if metric.digest is not None},
             sizes.pop(),
             sample_count,
             reference_count,
             deviations,
         )
-        values, unavailable = self.measure(sample_rows, reference_rows)
+        values, unavailable = self.results()
         return replace(measurement, values=values, unavailable=unavailable)
 
-    def measure(self, samples: Rows, references: Rows) -> tuple[dict[str, float], dict[str, str]]:
-        """Results of the protocol's metrics, and why others cannot be had."""
-        ways: dict[str, Callable[[Rows, Rows], dict[str, float]]] = {
-            "fid": self.measure_fid,
-            "sfid": self.measure_sfid,
-            "inception_score": self.measure_inception_score,
-            "precision_recall": self.measure_precision_recall,
-        }
+    def results(self) -> tuple[dict[str, float], dict[str, str]]:
+        """Return the results by name, and by metric the reasons why others are unavailable."""
+        available = set().union(*gather_over_ranks(self.available))
         values: dict[str, float] = {}
         unavailable: dict[str, str] = {}
-        for metric in self.protocol.metrics:
+        for metric in self.metrics:
+            missing = [need for need in metric.needs if need not in available]
+            if missing:
+                reason = "no pairs of images" if missing == ["pairs"] else f"{self.network.name} gives no {missing[0]}"
+                unavailable[metric.name] = metric.unavailable_reason or reason
+                continue
             try:
-                if metric in ways:
-                    found = ways[metric](samples, references)
-                else:
-                    found = {
-                        metric: float(
-                            present(samples, metric, "no pairs of images, or no network was given").double().mean()
-                        )
-                    }
+                found = metric.compute()
                 if not all(math.isfinite(value) for value in found.values()):
                     raise UnavailableError(f"not finite: {found}")
+                if values.keys() & found.keys():
+                    raise ValueError(f"metrics: {metric.name} gives {sorted(found)}, as another metric does: rename it")
                 values |= found
-            except UnavailableError as reason:
-                unavailable[metric] = str(reason)
+            except UnavailableError as reason_found:
+                unavailable[metric.name] = str(reason_found)
         return values, unavailable
-
-    def measure_fid(self, samples: Rows, references: Rows) -> dict[str, float]:
-        """Fréchet distance of the pooled features: ``fid`` with Inception, otherwise ``fd``."""
-        return {"fid" if self.network.is_inception else "fd": self.frechet("pool")}
-
-    def measure_sfid(self, samples: Rows, references: Rows) -> dict[str, float]:
-        """Fréchet distance of the spatial features: ``sfid`` with Inception, otherwise ``sfd``."""
-        return {"sfid" if self.network.is_inception else "sfd": self.frechet("spatial")}
-
-    def frechet(self, name: str) -> float:
-        """Fréchet distance of features by name, over all processes."""
-        real = self.references.moments[name].gaussian()
-        real, found = self.statistics.get(name, real), self.samples.moments[name].gaussian()
-        if found is None or real is None:
-            raise UnavailableError(f"no {name} features, or fewer than two images")
-        for gaussian in (found, real):
-            if gaussian.count is not None and gaussian.count <= len(gaussian.mean):
-                raise UnavailableError(
-                    f"{gaussian.count} images are too few for {len(gaussian.mean)} {name} features: measure on more "
-                    "images, or with a smaller network"
-                )
-        return found.distance(real)
-
-    def measure_inception_score(self, samples: Rows, references: Rows) -> dict[str, float]:
-        """``inception_score``."""
-        logits = present(samples, "logits", f"{self.network.name} gives no logits")
-        return {"inception_score": inception_score(logits, self.protocol.inception_score_split)}
-
-    def measure_precision_recall(self, samples: Rows, references: Rows) -> dict[str, float]:
-        """``precision`` and ``recall``."""
-        found, real = present(samples, "pool", "no samples"), present(references, "pool", "no reference images")
-        k, device = self.protocol.neighbours, self.device
-        try:
-            precision, recall = precision_recall(found.to(device), real.to(device), k)
-        except ValueError as error:
-            raise UnavailableError(str(error)) from error
-        return {"precision": precision, "recall": recall}
-
-
-def present(rows: Rows, name: str, reason: str) -> Tensor:
-    """These rows; raises UnavailableError with the reason if there are none."""
-    if name not in rows:
-        raise UnavailableError(reason)
-    return rows[name]

@@ -41,7 +41,7 @@ class ImageFolder:
     """
 
     labels: np.ndarray | None = None
-    statistics: dict[str, Gaussian] | None = None
+    reference_moments: dict[str, Gaussian] | None = None
 
     def __init__(self, path: Path, image_size: int | None = None) -> None:
         self.paths = sorted(file for file in path.iterdir() if file.suffix.lower() in EXTENSIONS)
@@ -95,7 +95,7 @@ class ImageArchive:
         with np.load(path) as arrays:
             there = set(arrays.files)
             self.labels = next((arrays[name] for name in ("labels", "arr_1") if name in there), None)
-            self.statistics = {
+            self.reference_moments = {
                 name: Gaussian(*as_float64(arrays[mean], arrays[covariance]))
                 for name, mean, covariance in (("pool", "mu", "sigma"), ("spatial", "mu_s", "sigma_s"))
                 if {mean, covariance} <= there
@@ -103,7 +103,7 @@ class ImageArchive:
         if "arr_0" in there:
             with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as member:
                 self.shape = self.read_header(member)
-        elif not self.statistics:
+        elif not self.reference_moments:
             raise ValueError(f"{path} holds neither images (arr_0) nor moments (mu, sigma), but {sorted(there)}")
 
     def __len__(self) -> int:
@@ -158,4 +158,4 @@ def reference_gaussians(references: ImageFolder | ImageArchive, is_inception: bo
 
     For another network they mean nothing: None if there are images to take instead.
     """
-    return None if len(references) and not is_inception else references.statistics
+    return None if len(references) and not is_inception else references.reference_moments

@@ -3,12 +3,15 @@
 import torch
 from torch import Tensor
 
+from maetok.metrics.metric import Batch, Metric, Rows
+
 
 def inception_score(logits: Tensor, split_size: int = 5000) -> float:
-    """exp(E_x KL(p(y|x) || p(y))) of each split of consecutive samples, averaged over the splits.
+    """Return exp(E_x KL(p(y|x) || p(y))), averaged over splits of consecutive samples.
 
-    The evaluation suite of ADM has splits of 5,000 samples in stored order, ten of them in 50,000; a last split may be
-    smaller. Samples sorted by class would score too low.
+    torch-fidelity computes each split. It would divide any number of samples into equal splits; the evaluation suite of
+    ADM takes splits of 5,000 samples in stored order, ten of them in 50,000, and the last one may be smaller. Samples
+    sorted by class would score too low.
 
     Args:
         logits: (n, K) of Inception without bias, before the softmax.
@@ -20,12 +23,40 @@ def inception_score(logits: Tensor, split_size: int = 5000) -> float:
     Raises:
         ValueError: if there are no samples.
     """
+    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
+
     if not len(logits):
         raise ValueError("an Inception Score needs at least one sample")
-    scores = []
-    for part in logits.split(split_size):
-        log_p = part.double().log_softmax(dim=1)
-        p = log_p.exp()
-        divergence = (p * (log_p - p.mean(0).log())).sum(1).mean()
-        scores.append(divergence.exp())
-    return torch.stack(scores).mean().item()
+    scores = [
+        isc_features_to_metric(part, splits=1, shuffle=False)[KEY_METRIC_ISC_MEAN] for part in logits.split(split_size)
+    ]
+    return torch.tensor(scores, dtype=torch.float64).mean().item()
+
+
+class InceptionScore(Metric):
+    """Measures the Inception Score of the samples; the references do not matter.
+
+    4 KB per image are kept in main memory.
+
+    Args:
+        split_size: samples per split.
+    """
+
+    name = "inception_score"
+    needs = ("logits",)
+
+    def __init__(self, split_size: int = 5000) -> None:
+        self.split_size = split_size
+
+    def reset(self) -> None:
+        """Forget all samples."""
+        self.logits = Rows()
+
+    def update(self, batch: Batch) -> None:
+        """Keep the logits of the samples."""
+        if batch.samples:
+            self.logits.append(batch.indices, batch.samples["logits"])
+
+    def compute(self) -> dict[str, float]:
+        """Return the score of the samples in the order of their indices."""
+        return {self.name: inception_score(self.logits.gather(), self.split_size)}

@@ -1,4 +1,8 @@
-"""Named evaluation protocols: everything that a number depends on besides the images and the network."""
+"""Named evaluation protocols: everything that a number depends on besides the images and the network.
+
+The crop of FID is decided in one function, :func:`maetok.metrics.image_files.center_crop`: the datamodules cut
+validation images by the same rule, and ``python -m maetok.metrics --image-size`` cuts the images of folders with it.
+"""
 
 import hashlib
 import json
@@ -11,22 +15,22 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class EvaluationProtocol:
-    """What is measured, on what, and how.
+    """States what is measured, on what, and how.
 
     Args:
         name: name of the protocol.
-        metrics: of ``fid``, ``sfid``, ``inception_score``, ``precision_recall``, ``psnr``, ``ssim``, ``lpips``.
-        samples: number of images to be judged.
+        metrics: names of :func:`maetok.metrics.standard.protocol_metrics`, or class paths of other metrics.
+        samples: number of images to judge.
         references: number of real images.
-        paired: whether each image to be judged has a reference of its own.
-        statistics: where the moments of the references come from: their ``images``, or a ``file`` that holds those of
-            a larger set.
-        labels: ``validation``: those of the real images; ``balanced``: equally many samples of each class.
-        crop: what is cut out of an image that is not of the size asked for.
-        resize: how such an image is resized before.
-        uint8: how images in [-1, 1] become the uint8 that is measured (:func:`maetok.metrics.to_uint8`).
-        feature_dtype: type that features are computed in.
-        moments_dtype: type of their means, covariances and distances.
+        paired: whether each image to judge has a reference of its own.
+        reference_moments_from: where the moments of the references come from: their ``images``, or a ``file`` that
+            holds the moments of a larger set.
+        labels: ``validation``: the labels of the real images; ``balanced``: equally many samples of each class.
+        crop: the part that is cut out of an image of another size than asked for.
+        resize: how such an image is resized first.
+        uint8: how images in [-1, 1] become the measured uint8 (:func:`maetok.metrics.to_uint8`).
+        feature_dtype: dtype in which features are computed.
+        moments_dtype: dtype of their means, covariances and distances.
         neighbours: k of precision and recall.
         inception_score_split: samples per split of the Inception Score.
     """
@@ -36,7 +40,7 @@ class EvaluationProtocol:
     samples: int
     references: int
     paired: bool
-    statistics: Literal["images", "file"]
+    reference_moments_from: Literal["images", "file"]
     labels: Literal["validation", "balanced"]
     crop: str = "center"
     resize: str = "bicubic, antialiased, to cover"
@@ -46,6 +50,12 @@ class EvaluationProtocol:
     neighbours: int = 3
     inception_score_split: int = 5000
 
+    def recorded_fields(self) -> dict[str, Any]:
+        """Return the fields by the names that hashes and records use; they keep ``statistics``, an older name."""
+        fields = asdict(self)
+        fields["statistics"] = fields.pop("reference_moments_from")
+        return fields
+
 
 RFID_VAL = EvaluationProtocol(
     name="rfid-val",
@@ -53,10 +63,10 @@ RFID_VAL = EvaluationProtocol(
     samples=50_000,
     references=50_000,
     paired=True,
-    statistics="images",
+    reference_moments_from="images",
     labels="validation",
 )
-"""Reconstructions against the centre-cropped validation images of ImageNet that they were made from."""
+"""Compares reconstructions with the centre-cropped validation images of ImageNet that they were made from."""
 
 GFID_ADM = EvaluationProtocol(
     name="gfid-adm",
@@ -64,29 +74,29 @@ GFID_ADM = EvaluationProtocol(
     samples=50_000,
     references=10_000,
     paired=False,
-    statistics="file",
+    reference_moments_from="file",
     labels="balanced",
 )
-"""Samples against a reference file of the ADM evaluation suite (``VIRTUAL_imagenet256_labeled.npz``): its moments of
-the training images for FID and sFID, its 10,000 images for precision and recall."""
+"""Compares samples with a reference file of the ADM evaluation suite (``VIRTUAL_imagenet256_labeled.npz``). FID and
+sFID use its moments of the training images; precision and recall use its 10,000 images."""
 
 PROTOCOLS = {protocol.name: protocol for protocol in (RFID_VAL, GFID_ADM)}
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Results under a protocol.
+    """Holds the results of a measurement under a protocol.
 
     Args:
         protocol: the protocol.
         features: name of the feature network.
         digests: hashes of the networks that took part, by role.
         image_size: (height, width) of the images.
-        samples: how many images were judged.
-        references: how many real images there were.
-        deviations: what else is not as the protocol says, by the name of its field.
-        values: results by metric.
-        unavailable: why a metric of the protocol could not be measured.
+        samples: number of images that were judged.
+        references: number of real images.
+        deviations: other deviations from the protocol, by the name of its field.
+        values: results by name.
+        unavailable: by metric, the reason why it could not be measured.
     """
 
     protocol: EvaluationProtocol
@@ -100,7 +110,7 @@ class Measurement:
     unavailable: Mapping[str, str] = field(default_factory=dict)
 
     def all_deviations(self) -> dict[str, str]:
-        """What is not as the protocol says, numbers of images included."""
+        """Return all deviations from the protocol, including the numbers of images."""
         counts = {"samples": self.samples, "references": self.references}
         if self.protocol.paired:
             del counts["references"]  # as many as samples
@@ -109,7 +119,7 @@ class Measurement:
 
     @property
     def name(self) -> str:
-        """The protocol's name only if everything is as it says: ``rfid-val``, ``rfid-val@1000``."""
+        """Return the protocol's name if there is no deviation, else name and deviations, such as ``rfid-val@1000``."""
         deviations = self.all_deviations()
         if not deviations:
             return self.protocol.name
@@ -119,9 +129,9 @@ class Measurement:
 
     @property
     def hash(self) -> str:
-        """Equal only for numbers that may be compared: of protocol, networks, image size and deviations."""
+        """Return a hash of protocol, networks, image size and deviations: only numbers of equal hashes compare."""
         description = {
-            "protocol": asdict(self.protocol),
+            "protocol": self.protocol.recorded_fields(),
             "features": self.features,
             "digests": dict(self.digests),
             "image_size": list(self.image_size),
@@ -130,13 +140,13 @@ class Measurement:
         return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:12]
 
     def __str__(self) -> str:
-        """One line: protocol, hash, network, results, and what is missing."""
+        """Return one line: protocol, hash, network, results, and what is unavailable."""
         values = ", ".join(f"{name} {value:.6g}" for name, value in self.values.items())
         missing = "".join(f"; no {name}: {reason}" for name, reason in self.unavailable.items())
         return f"{self.name} [{self.hash}] {self.features}: {values}{missing}"
 
     def record(self) -> dict[str, Any]:
-        """Everything as JSON can hold it."""
+        """Return all of it for JSON."""
         return {
             "protocol": self.name,
             "hash": self.hash,
@@ -151,19 +161,19 @@ class Measurement:
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Append to a JSON list in a file, which is there as a whole or not at all; the folder is made.
+    """Append to a JSON list in a file; make the folder. The file is replaced atomically.
 
     Raises:
-        ValueError: if the file is there and holds no JSON list.
+        ValueError: if the file exists and does not hold a JSON list.
     """
-    records = []
+    records, problem = [], f"{path} does not hold a JSON list: move it away or give another file"
     if path.exists():
         try:
             records = json.loads(path.read_text())
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path} holds no JSON list: move it away or give another file ({error})") from error
+            raise ValueError(f"{problem} ({error})") from error
         if not isinstance(records, list):
-            raise ValueError(f"{path} holds no JSON list: move it away or give another file")
+            raise ValueError(problem)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w") as file:

@@ -1,4 +1,4 @@
-"""How close reconstructions are to their images."""
+"""Running PSNR, SSIM and L1 of float images, and the conversion of images to what is measured and stored."""
 
 from typing import TYPE_CHECKING
 
@@ -10,17 +10,17 @@ if TYPE_CHECKING:
 
 
 def reconstruction_metrics(prefix: str = "") -> "MetricCollection":
-    """PSNR and SSIM (per image, averaged) and the mean absolute error, by torchmetrics.
+    """Return torchmetrics' PSNR and SSIM, averaged per image, and mean absolute error.
 
-    Inputs of ``update`` are float images in [0, 1], so PSNR is in dB against a peak of 1 and L1 in units of the full
-    range. States are summed over processes when computed.
+    ``update`` takes float images in [0, 1]: PSNR is in dB against a peak of 1, L1 in units of the full range.
+    ``compute`` sums the states over processes.
     """
     from torchmetrics import MeanAbsoluteError, MeanMetric, MetricCollection
     from torchmetrics.functional.image import peak_signal_noise_ratio
     from torchmetrics.image import StructuralSimilarityIndexMeasure
 
     class MeanPeakSignalNoiseRatio(MeanMetric):
-        """That of torchmetrics keeps a list, which processes without any image cannot exchange with the others."""
+        """Averages PSNR. torchmetrics' own class keeps a list, and a process without images cannot exchange it."""
 
         def update(self, preds: Tensor, target: Tensor) -> None:
             super().update(peak_signal_noise_ratio(preds, target, 1.0, reduction="none", dim=(1, 2, 3)))
@@ -36,26 +36,11 @@ def reconstruction_metrics(prefix: str = "") -> "MetricCollection":
     )
 
 
-def similarities(samples: Tensor, references: Tensor) -> dict[str, Tensor]:
-    """PSNR in dB and SSIM of each pair of images, as in :func:`reconstruction_metrics`, by name: (n,) float32.
-
-    Args:
-        samples: (n, 3, H, W) uint8.
-        references: the same; PSNR is infinite where they are equal.
-    """
-    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-
-    pair = samples.float().div(255.0), references.float().div(255.0)
-    psnr = peak_signal_noise_ratio(*pair, data_range=1.0, reduction="none", dim=(1, 2, 3))
-    ssim = structural_similarity_index_measure(*pair, data_range=1.0, reduction="none")
-    return {"psnr": psnr, "ssim": ssim.reshape(-1)}
-
-
 def to_unit_range(images: Tensor) -> Tensor:
-    """Images of about [-1, 1], clamped and mapped to float32 in [0, 1]."""
+    """Clamp images to [-1, 1] and map them to float32 in [0, 1]."""
     return images.float().clamp(-1.0, 1.0).add(1.0).div(2.0)
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Images of about [-1, 1] as they are stored and measured: round(127.5 x + 127.5), clamped to 0 ... 255, uint8."""
+    """Return images of [-1, 1] as they are stored and measured: round(127.5 x + 127.5), clamped to 0 ... 255, uint8."""
     return images.float().clamp(-1.0, 1.0).add(1.0).mul(127.5).round().to(torch.uint8)

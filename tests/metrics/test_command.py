@@ -110,15 +110,15 @@ def test_reference_files_of_adm(tmp_path: Path) -> None:
     }
     whole = write_npz(tmp_path / "whole.npz", images, **moments)
     opened = open_images(whole)
-    assert opened.statistics is not None
-    assert opened.statistics["pool"].mean.tolist() == [0, 1, 2]
-    assert opened.statistics["pool"].covariance.dtype == torch.float64
-    assert opened.statistics["spatial"].covariance.tolist() == [[1, 1], [1, 1]]
+    assert opened.reference_moments is not None
+    assert opened.reference_moments["pool"].mean.tolist() == [0, 1, 2]
+    assert opened.reference_moments["pool"].covariance.dtype == torch.float64
+    assert opened.reference_moments["spatial"].covariance.tolist() == [[1, 1], [1, 1]]
     measured = main(["--protocol=gfid-adm", f"--samples={whole}", f"--reference={whole}", *SMALL])
     assert measured.name == "gfid-adm@6,references=6,labels=unknown,statistics=images"
     np.savez(tmp_path / "moments.npz", **moments)
     assert len(open_images(tmp_path / "moments.npz")) == 0
-    with pytest.raises(ValueError, match=r"not of EfficientNetLite0Features.*--features inception"):
+    with pytest.raises(ValueError, match=r"not to EfficientNetLite0Features.*--features inception"):
         main(["--protocol=gfid-adm", f"--samples={whole}", f"--reference={tmp_path / 'moments.npz'}", *SMALL])
 
 

@@ -69,20 +69,22 @@ def test_distance_equals_torchmetrics_and_is_fd_without_inception() -> None:
     assert (same.values["precision"], same.values["recall"]) == (1, 1)
 
 
-def test_statistics_of_the_references_may_come_from_a_file() -> None:
+def test_moments_of_the_references_may_come_from_a_file() -> None:
     samples, references = pictures(60, seed=1), pictures(50, seed=2)
     features = {name: value.double() for name, value in SmallInception()(references).items()}
     gaussians = {name: Gaussian(features[name].mean(0), features[name].T.cov()) for name in ("pool", "spatial")}
-    whole, other = evaluated(samples, references), evaluated(samples, references[:10], statistics=gaussians)
+    whole, other = evaluated(samples, references), evaluated(samples, references[:10], reference_moments=gaussians)
     for name in ("fid", "sfid", "inception_score"):
         assert other.values[name] == pytest.approx(whole.values[name], rel=1e-9)
     assert other.values["recall"] != whole.values["recall"]
     assert other.name == "gfid-adm@60,references=10"
-    without = evaluated(samples, references[:0], statistics=gaussians)
+    without = evaluated(samples, references[:0], reference_moments=gaussians)
     assert without.values["fid"] == other.values["fid"]
     assert without.unavailable == {"precision_recall": "no reference images"}
-    with pytest.raises(ValueError, match=r"of Inception features, not of MeanColours\(\): use InceptionFeatures"):
-        ImageEvaluator(GFID_ADM, MeanColours(), statistics=gaussians)
+    with pytest.raises(
+        ValueError, match=r"belong to Inception features, not to MeanColours\(\): use InceptionFeatures"
+    ):
+        ImageEvaluator(GFID_ADM, MeanColours(), reference_moments=gaussians)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +143,7 @@ class TestAccounting:
             self.collect(0, 3, 1, 3, 4).compute()
 
     def test_missing(self) -> None:
-        with pytest.raises(ValueError, match=r"2 of 7 samples are missing where 0 .* \(first indices: 2, 5\)"):
+        with pytest.raises(ValueError, match=r"2 of 7 samples are missing, but 0 .* \(first indices: 2, 5\)"):
             self.collect(0, 3, 1, 4, 6).compute(7, 5)
         with pytest.raises(ValueError, match="1 of 6 references are missing"):
             self.collect(0, 3, 1, 4, 2).compute(5, 6)
@@ -152,16 +154,16 @@ class TestAccounting:
         images = pictures(5, size=16)
         evaluator.update_pairs(images, images, torch.tensor([0, 3, 1, 4, 6]))
         assert evaluator.compute(7, 7, left_out=2).name == "rfid-val@5"
-        with pytest.raises(ValueError, match="2 of 7 samples are missing where 1 are known to be broken"):
+        with pytest.raises(ValueError, match="2 of 7 samples are missing, but 1 are known to be broken"):
             evaluator.compute(7, 7, left_out=1)
 
     def test_strangers(self) -> None:
-        with pytest.raises(ValueError, match=r"index 9 of the samples is none of 0 \.\.\. 4"):
+        with pytest.raises(ValueError, match=r"index 9 of the samples is not in 0 \.\.\. 4"):
             self.collect(0, 1, 2, 3, 9).compute(5, 5)
 
     def test_images_that_cannot_be_compared(self) -> None:
         evaluator = self.collect(0, 1, 2, 3)
-        with pytest.raises(ValueError, match=r"images of \(9, 9\) pixels after some of \(8, 8\)"):
+        with pytest.raises(ValueError, match=r"images of \(9, 9\) pixels after images of \(8, 8\)"):
             evaluator.update(pictures(1, size=9), torch.tensor([4]))
         with pytest.raises(ValueError, match=r"must be \(n, 3, H, W\) uint8"):
             evaluator.update(pictures(1) / 255, torch.tensor([4]))

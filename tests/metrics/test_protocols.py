@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from maetok.metrics import to_uint8
-from maetok.metrics.protocols import GFID_ADM, PROTOCOLS, RFID_VAL, Measurement, append_record
+from maetok.metrics.protocols import GFID_ADM, PROTOCOLS, RFID_VAL, EvaluationProtocol, Measurement, append_record
 
 
 def measurement() -> Measurement:
@@ -76,5 +76,41 @@ def test_records_are_appended_to_a_list(tmp_path: Path) -> None:
     assert len(json.loads(path.read_text())) == 2  # a failed write leaves the file as it was
     for content in ("{}", "torn ["):
         path.write_text(content)
-        with pytest.raises(ValueError, match=r"metrics\.json holds no JSON list: move it away"):
+        with pytest.raises(ValueError, match=r"metrics\.json does not hold a JSON list: move it away"):
             append_record(path, {})
+
+
+@pytest.mark.parametrize(
+    ("protocol", "whole", "part", "name"),
+    [
+        (RFID_VAL, "1477333b0802", "fb14f155e330", "rfid-val@330,statistics=images,labels=unknown"),
+        (GFID_ADM, "9ecce5180dc7", "f84949aa9bce", "gfid-adm@330,references=340,statistics=images,labels=unknown"),
+    ],
+)
+def test_hashes_and_names_stay_those_of_published_records(
+    protocol: EvaluationProtocol, whole: str, part: str, name: str
+) -> None:
+    """These values were computed before the fields of protocols were renamed; old and new records must compare."""
+    found = replace(measurement(), protocol=protocol, references=protocol.references)
+    assert (found.hash, found.name) == (whole, protocol.name)
+    partial = replace(
+        found,
+        samples=330,
+        references=340,
+        features="EfficientNetLite0Features(image_size=96)",
+        image_size=(32, 32),
+        digests={"features": "a" * 64, "lpips": "b" * 64},
+        deviations={"statistics": "images", "labels": "unknown"},
+    )
+    assert (partial.hash, partial.name) == (part, name)
+    assert partial.record() == {
+        "protocol": name,
+        "hash": part,
+        "features": "EfficientNetLite0Features(image_size=96)",
+        "weights": {"features": "a" * 12, "lpips": "b" * 12},
+        "image_size": [32, 32],
+        "samples": 330,
+        "references": 340,
+        "metrics": {"fid": 0.48},
+        "unavailable": {},
+    }
