@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from datamodules.augmentation import uniform_numbers
 from datamodules.base import ImageBatch, Split, to_model_input
 from datamodules.faults import FaultMonitor
 from datamodules.order import BatchReference
@@ -17,6 +18,7 @@ from datamodules.shard_index import ShardIndex
 from datamodules.sharded import Loading, ShardedData
 from datamodules.shards import Fault, ShardError
 from datamodules.staging import Staging
+from maetok.formats.crops import CENTER_CROP, center_crop, random_crop
 
 REPLACEMENTS = 20  # samples tried in place of a broken one
 
@@ -47,18 +49,18 @@ class ImageShardDataset(Dataset[ImageBatch]):
 
     def image(self, index: int, uniform: Sequence[float]) -> Tensor | Fault:
         """(3, H, W) uint8 of one sample, augmented by four uniform numbers, or why there is none."""
-        from datamodules import transforms  # torchvision takes a second to import: only where images are read
+        from maetok.formats import pictures  # imports torchvision, which takes a second: only where images are read
 
         try:
-            image = transforms.decode(self.index.read(index))
-        except transforms.UndecodableImageError as error:
+            image = pictures.decode(self.index.read(index))
+        except pictures.UndecodableImageError as error:
             return self.index.fault(index, "corrupt_image", error)
         except (ShardError, OSError) as error:
             return self.index.fault(index, "unreadable", error)
         if self.random_crop_scale is None:
-            image = transforms.center_crop(image, self.image_size)
+            image = center_crop(image, self.image_size)
         else:
-            image = transforms.random_crop(image, self.image_size, self.random_crop_scale, uniform)
+            image = random_crop(image, self.image_size, self.random_crop_scale, uniform)
         return image.flip(-1) if self.horizontal_flip and uniform[3] < 0.5 else image
 
     def sample(self, index: int, uniform: Sequence[float], faults: list[Fault]) -> tuple[int, Tensor | None]:
@@ -85,8 +87,6 @@ class ImageShardDataset(Dataset[ImageBatch]):
 
     def __getitems__(self, reference: BatchReference) -> dict[str, Any]:
         """One batch, in the order of the reference; the loader makes tensors of its arrays."""
-        from datamodules.transforms import uniform_numbers
-
         # Channels last, as decoders give them: turning them around here would take a quarter of the time of decoding.
         pixels = torch.empty(len(reference.indices), *self.image_size, 3, dtype=torch.uint8)
         if get_worker_info() is not None:
@@ -208,7 +208,7 @@ class ImageShards(ShardedData):
     @property
     def evaluation_transform(self) -> dict[str, Any]:
         """What is done to an image without augmentation, for the record."""
-        return {"image_size": list(self.image_size), "resize": "bicubic, antialiased, to cover", "crop": "center"}
+        return {"image_size": list(self.image_size), **CENTER_CROP}
 
     def dataset(self, split: Split, training: bool) -> ImageShardDataset:
         """Reads images of a split, augmented in training."""

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.shards import ShardError, ShardRecord
+from maetok.formats.files import write_text
 
 SCHEMA_VERSION = 1
 NAME = "index.json"
@@ -80,7 +81,7 @@ class IndexFile:
             "packings": dict(sorted(self.packings.items())),
         }
         shards = ",\n".join(json.dumps(entry_of(record)) for record in records)
-        replace_file(folder / NAME, f'{json.dumps(head)[:-1]},\n"shards": [\n{shards}\n]}}\n')
+        write_text(folder / NAME, f'{json.dumps(head)[:-1]},\n"shards": [\n{shards}\n]}}\n')
 
 
 def entry_of(record: ShardRecord) -> dict[str, Any]:
@@ -105,16 +106,6 @@ def record_of(entry: dict[str, Any]) -> ShardRecord:
 def columns_to_arrays(contents: dict[str, Any]) -> dict[str, Any]:
     """Turn the columns of a shard into arrays of int64."""
     return {key: np.array(value, np.int64) if key in COLUMNS else value for key, value in contents.items()}
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a text file that appears under its name only when it is complete on disk."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from datamodules.remote import check_location, download, expand, is_remote, read_bytes, sizes
 from datamodules.shards import ShardError
+from maetok.formats.files import publish
 
 __all__ = ["Staging", "check_location", "expand", "is_remote", "local_name", "read_bytes", "sizes"]
 
@@ -88,7 +89,7 @@ class Staging:
         try:
             download(url, str(partial), size)
             with _locked(self._folder / ".lock"):
-                os.replace(partial, local)
+                publish(partial, local)
         finally:
             partial.unlink(missing_ok=True)
 

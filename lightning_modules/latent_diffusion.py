@@ -19,9 +19,9 @@ from lightning_modules.sampling import (
     guiding_network,
     published_statistics,
 )
-from maetok.analysis.channel_moments import ChannelMoments
 from maetok.checkpoints.runs import InitFrom
 from maetok.flow import FlowObjective, index_noise, sample
+from maetok.formats.channel_moments import ChannelMoments
 from maetok.metrics import to_uint8
 from maetok.networks import Denoiser, Tokenizer, drop_labels
 from maetok.networks.denoiser.normalizer import LatentNormalizer

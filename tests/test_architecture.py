@@ -1,6 +1,7 @@
 """The dependency rule and the size limits, read from the source."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ PACKAGES = (
 )
 MAY_IMPORT = {
     "maetok": {"maetok"},
-    "datamodules": {"datamodules"},
+    "datamodules": {"datamodules", "maetok"},  # of maetok only the formats: see below
     "lightning_modules": {"lightning_modules", "maetok"},
     "callbacks": {"callbacks", "maetok"},
     "strategies": {"strategies", "maetok"},
@@ -49,6 +50,19 @@ def test_packages_import_only_what_they_may(package: str) -> None:
     for path in sources(package):
         ours = {name.split(".")[0] for name in imported_modules(path)} & set(PACKAGES)
         assert ours <= MAY_IMPORT[package], f"{path.relative_to(ROOT)} imports {ours - MAY_IMPORT[package]}"
+
+
+def test_datamodules_import_only_the_formats_of_the_library() -> None:
+    for path in sources("datamodules"):
+        ours = {name for name in imported_modules(path) if name.split(".")[0] == "maetok"}
+        assert all(name.startswith("maetok.formats.") for name in ours), f"{path.relative_to(ROOT)} imports {ours}"
+
+
+def test_formats_import_nothing_else_of_the_suite_and_few_libraries() -> None:
+    allowed = {"numpy", "torch", "PIL", "torchvision", "safetensors", *sys.stdlib_module_names}
+    for path in sources("maetok/formats"):
+        others = {name for name in imported_modules(path) if not name.startswith("maetok.formats.")}
+        assert {name.split(".")[0] for name in others} <= allowed, f"{path.relative_to(ROOT)} imports {others}"
 
 
 def test_the_library_knows_nothing_of_lightning() -> None:

@@ -5,14 +5,13 @@
 
 import argparse
 import glob
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from benchmarks.harness import Case, Numbers, measure_batches, run_cases, table, write_report
+from maetok.formats import latent_cache
 
 SAMPLES, SHAPE = 65_536, (128, 32)
 SAMPLES_PER_SHARD = 4096
@@ -40,25 +39,10 @@ def write_webdataset(latents: np.ndarray, folder: Path) -> None:
 
 
 def write_cache(latents: np.ndarray, folder: Path) -> None:
-    """The same latents with the same labels in the suite's cache."""
-    shards = []
-    folder.mkdir(parents=True)
-    for number, part in enumerate(np.split(latents, len(latents) // SAMPLES_PER_SHARD)):
-        path = folder / f"train-{number:06d}.safetensors"
-        labels = (np.arange(len(part)) + number * SAMPLES_PER_SHARD) % 1000
-        save_file({"latents": part[:, None], "labels": labels}, path)
-        shards.append({"file": path.name, "samples": len(part), "bytes": path.stat().st_size})
-    split = {"samples": len(latents), "mean": [0.0] * SHAPE[1], "std": [1.0] * SHAPE[1], "shards": shards}
-    manifest = {
-        "schema_version": 1,
-        "tokenizer_hash": "none",
-        "sources": {},
-        "variants": ["original"],
-        "dtype": "float16",
-        "latent_shape": SHAPE,
-        "splits": {"train": split, "validation": split},
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    """Write the same latents with the same labels as the suite's cache."""
+    labels = np.arange(len(latents)) % 1000
+    splits = {"train": (latents, labels), "validation": (latents[:BATCH_SIZE], labels[:BATCH_SIZE])}
+    latent_cache.write_cache(folder, splits, SAMPLES_PER_SHARD)
 
 
 def webdataset_loader(folder: str, num_workers: int) -> Any:

@@ -57,12 +57,12 @@ class FastTransform:
 
     def __call__(self, data: bytes) -> Tensor:
         """Decode, crop, flip."""
-        from datamodules import transforms
+        from maetok.formats import crops, pictures
 
         if self.rng is None:
             self.rng = np.random.default_rng(torch.initial_seed() % 2**63)
         *window, mirror = self.rng.random(4).tolist()
-        image = transforms.random_crop(transforms.decode(data), (IMAGE_SIZE, IMAGE_SIZE), CROP_SCALE, window)
+        image = crops.random_crop(pictures.decode(data), (IMAGE_SIZE, IMAGE_SIZE), CROP_SCALE, window)
         return image.flip(-1) if mirror < 0.5 else image
 
 

@@ -9,8 +9,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 
-from maetok.checkpoints.files import CheckpointFiles, remove, remove_partial, write_text
+from maetok.checkpoints.files import CheckpointFiles, remove, remove_partial
 from maetok.checkpoints.runs import complete_checkpoints, step_of
+from maetok.formats.files import write_text
 
 BEST_FILE = "best.json"
 
@@ -142,7 +143,7 @@ class ResumableCheckpoint(Checkpoint):
             if math.isfinite(value):
                 values[str(trainer.global_step)] = value
             record = {"monitor": self.monitor, "mode": self.mode, "values": values}
-            write_text(json.dumps(record, indent=1), path)
+            write_text(path, json.dumps(record, indent=1))
             self.prune(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import warnings
 import zipfile
@@ -13,6 +12,8 @@ import numpy as np
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+
+from maetok.formats.files import atomic_write, partial_path, write_text
 
 
 class SampleWriter(Callback):
@@ -89,7 +90,7 @@ class SampleWriter(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Note what is sampled."""
         if trainer.is_global_zero:
-            (self.output / "sampling.json").write_text(json.dumps(self.identity, indent=1))
+            write_text(self.output / "sampling.json", json.dumps(self.identity, indent=1))
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Tensor, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -102,12 +103,8 @@ class SampleWriter(Callback):
             self.current, self.parts = block, []
         self.parts.append(outputs.cpu().numpy())
         if after == ends[block]:
-            partial = self.blocks / f".{block:06d}.partial"
-            with partial.open("wb") as file:
+            with atomic_write(self.blocks / f"{block:06d}.npy") as partial, partial.open("wb") as file:
                 np.save(file, np.concatenate(self.parts))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, self.blocks / f"{block:06d}.npy")
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Put the blocks of all processes together once they are complete."""
@@ -134,8 +131,7 @@ def write_npz(paths: list[Path], labels: np.ndarray, output: Path) -> None:
     """Join blocks (n, H, W, 3) uint8 into one uncompressed npz file without holding more than one of them."""
     first = np.load(paths[0], mmap_mode="r")
     shape = (len(labels), *first.shape[1:])
-    partial = output.with_name(f".{output.name}.partial")
-    with zipfile.ZipFile(partial, "w", allowZip64=True) as archive:
+    with atomic_write(output) as partial, zipfile.ZipFile(partial, "w", allowZip64=True) as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as member:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(member, header)
@@ -143,19 +139,16 @@ def write_npz(paths: list[Path], labels: np.ndarray, output: Path) -> None:
                 member.write(np.load(path).tobytes())
         with archive.open("labels.npy", "w") as member:
             np.lib.format.write_array(member, labels)
-    os.replace(partial, output)
 
 
 def write_pngs(paths: list[Path], folder: Path) -> None:
     """Write each image of the blocks as a PNG file named by its number."""
     from PIL import Image
 
-    partial, number = folder.with_name(f".{folder.name}.partial"), 0
-    for stale in (partial, folder):
+    for stale in (partial_path(folder), folder):
         shutil.rmtree(stale, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for path in paths:
-        for image in np.load(path):
+    with atomic_write(folder) as partial:
+        partial.mkdir()
+        images = (image for path in paths for image in np.load(path))
+        for number, image in enumerate(images):
             Image.fromarray(image).save(partial / f"{number:06d}.png")
-            number += 1
-    os.replace(partial, folder)

@@ -2,16 +2,16 @@
 
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from datamodules.index_file import columns_to_arrays, entry_of, record_of, replace_file
+from datamodules.index_file import columns_to_arrays, entry_of, record_of
 from datamodules.pack.sources import SourceSample, sample_key
 from datamodules.shards import Fault, ShardRecord, file_sha256
+from maetok.formats.files import atomic_write, write_text
 
 JPEG_QUALITY = 95
 
@@ -40,10 +40,9 @@ class ShardJobs(Dataset[tuple[int, list[Fault]]]):
         from webdataset import TarWriter
 
         first = sum(map(len, self.groups[:number]))
-        partial = Path(self.folder) / f"{self.files[number]}.partial"
         faults = []
-        with partial.open("wb") as file:
-            with TarWriter(file, encoder=False, mtime=0) as writer:
+        with atomic_write(Path(self.folder) / self.files[number]) as partial:
+            with partial.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as writer:
                 for place, sample in enumerate(self.groups[number], start=first):
                     key = sample_key(place, sample.name)
                     try:
@@ -53,9 +52,7 @@ class ShardJobs(Dataset[tuple[int, list[Fault]]]):
                         faults.append(Fault(sample.name, key, reason, str(error)[:200]))
                     else:
                         writer.write({"__key__": key, extension: data, "cls": str(sample.label).encode()})
-            file.flush()
-            os.fsync(file.fileno())
-        self.finish(number, partial, faults)
+            self.write_note(number, partial, faults)
         return number, faults
 
     def encoded(self, sample: SourceSample) -> tuple[bytes, str]:
@@ -69,21 +66,20 @@ class ShardJobs(Dataset[tuple[int, list[Fault]]]):
             raise OSError(f"{sample.path} has become shorter")
         if not (self.verify or self.resize):
             return data, sample.extension
-        from datamodules.transforms import decode
+        from maetok.formats.pictures import decode
 
         image = decode(data)
         if self.resize is None or min(image.shape[-2:]) <= self.resize:
             return data, sample.extension
         return resized(image.permute(1, 2, 0).numpy(), self.resize, sample.extension)
 
-    def finish(self, number: int, partial: Path, faults: list[Fault]) -> None:
-        """Note what the shard holds and give it its name."""
+    def write_note(self, number: int, partial: Path, faults: list[Fault]) -> None:
+        """Record what the shard holds."""
         with partial.open("rb", buffering=0) as file:
             record = ShardRecord.walk(file, self.files[number])
         record.sha256 = file_sha256(partial)
         note = {"record": entry_of(record), "faults": faults}
-        replace_file(Path(self.folder) / f"{self.files[number]}.json", json.dumps(note))
-        os.replace(partial, Path(self.folder) / self.files[number])
+        write_text(Path(self.folder) / f"{self.files[number]}.json", json.dumps(note))
 
 
 def resized(pixels: np.ndarray, short_side: int, extension: str) -> tuple[bytes, str]:

@@ -6,7 +6,6 @@ complete. A killed packing goes on when the command is given again. Equal input 
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections import Counter
@@ -18,10 +17,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from datamodules.faults import check_fault_rate, describe_counts
-from datamodules.index_file import NAME, IndexFile, locked, replace_file
+from datamodules.index_file import NAME, IndexFile, locked
 from datamodules.pack.shard import ShardJobs, finished_shards
 from datamodules.pack.sources import Source, shuffled
 from datamodules.shards import Fault, ShardError, ShardRecord
+from maetok.formats.files import publish, write_text
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def pack_split(source: Source, folder: Path, split: str, options: PackOptions, j
         total = len(samples) + len(source.faults)
         report_faults(folder, split, faults)
         check_fault_rate(faults, total, options.max_fault_rate, f"packing {split} into {folder}")
-        publish(folder, split, partial, files, source.class_names, fingerprint, faults)
+        publish_split(folder, split, partial, files, source.class_names, fingerprint, faults)
 
 
 def source_fingerprint(samples: list, options: PackOptions) -> str:
@@ -102,7 +102,7 @@ def already_packed(folder: Path, split: str, fingerprint: str, partial: Path, ov
         expected = of_split(split, index.records)
         for name in expected:
             if (partial / name).is_file():
-                os.replace(partial / name, folder / name)
+                publish(partial / name, folder / name)
         if all((folder / name).is_file() for name in expected):
             shutil.rmtree(partial, ignore_errors=True)
             print(f"{folder} holds {split} already: {len(expected)} shards; nothing to do")
@@ -139,7 +139,7 @@ def prepare(partial: Path, fingerprint: str) -> None:
     if not (note.is_file() and note.read_text() == fingerprint):
         for path in partial.iterdir():
             path.unlink()
-        replace_file(note, fingerprint)
+        write_text(note, fingerprint)
 
 
 def write_shards(todo: ShardJobs, partial: Path, split: str, jobs: int) -> list[Fault]:
@@ -167,14 +167,14 @@ def report_faults(folder: Path, split: str, faults: list[Fault]) -> None:
     """Write the broken samples of a split to ``<split>_faults.jsonl``, and say so."""
     path = folder / f"{split}_faults.jsonl"
     if faults:
-        replace_file(path, "".join(json.dumps(fault._asdict()) + "\n" for fault in faults))
+        write_text(path, "".join(json.dumps(fault._asdict()) + "\n" for fault in faults))
         counts = Counter(fault.reason for fault in faults)
         print(f"{len(faults)} broken samples, listed in {path}: {describe_counts(counts)}")
     else:
         path.unlink(missing_ok=True)
 
 
-def publish(
+def publish_split(
     folder: Path,
     split: str,
     partial: Path,
@@ -196,5 +196,5 @@ def publish(
     for name in stale:
         (folder / name).unlink()
     for name in files:
-        os.replace(partial / name, folder / name)
+        publish(partial / name, folder / name)
     shutil.rmtree(partial)

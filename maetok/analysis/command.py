@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from maetok.analysis.cache import LatentCache
 from maetok.analysis.figures import mode_curves
 from maetok.analysis.gmm import PAPER_COMPONENT_COUNTS
 from maetok.analysis.modes import ModeAnalysis, analyse_modes, table, write_csv, write_json
 from maetok.analysis.projection import PrincipalComponents
 from maetok.analysis.subsets import class_balanced
+from maetok.formats.latent_cache import LatentCache
 
 HELD_OUT_SHARE = 0.2
 """Of the train split, where a cache has no validation split."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maetok.analysis.channel_moments import ChannelMoments
+from maetok.formats.channel_moments import ChannelMoments
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maetok.analysis.channel_moments import ChannelMoments
 from maetok.flow import FlowObjective, index_noise
+from maetok.formats.channel_moments import ChannelMoments
 from maetok.networks import SiT, TransformerSize
 
 SIZE = TransformerSize(width=64, depth=2, num_heads=4)

@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
+from maetok.formats import files
+from maetok.formats.files import partial_path
 from maetok.runtime.distributed import gather_over_ranks
 
 REST, INDEX = "rest.pt", ".metadata"
@@ -127,7 +129,7 @@ class CheckpointFiles:
 
     def save_folder(self, tensors: dict[str, Tensor], rest: Checkpoint, path: Path) -> None:
         """Write this process's share of the tensors; the first process writes the rest, and renames."""
-        first, hidden = dist.get_rank() == 0, partial_name(path)
+        first, hidden = dist.get_rank() == 0, partial_path(path)
         serialized = io.BytesIO()
         torch.save(rest, serialized)  # now, for counters go on counting
         if first:
@@ -168,15 +170,10 @@ class CheckpointFiles:
         return self.writer
 
 
-def partial_name(path: Path) -> Path:
-    """The hidden name of a checkpoint that is being written."""
-    return path.with_name(f".{path.name}.partial")
-
-
 def write_file(checkpoint: Checkpoint, path: Path) -> None:
     """Write one file, so that it is either there and complete or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_and_flush(checkpoint, partial_name(path))
+    write_and_flush(checkpoint, partial_path(path))
     publish(path)
 
 
@@ -185,7 +182,7 @@ def finish_folder(written: Any, rest: io.BytesIO | None, path: Path) -> None:
     if written is not None:
         written.result()
     if rest is not None:
-        write_and_flush(rest.getbuffer(), partial_name(path) / REST)
+        write_and_flush(rest.getbuffer(), partial_path(path) / REST)
         publish(path)
 
 
@@ -197,21 +194,11 @@ def write_and_flush(content: Any, path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def write_text(text: str, path: Path) -> None:
-    """Write a small file, so that it holds either its old or its new content."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_and_flush(memoryview(text.encode()), partial_name(path))
-    publish(path)
-
-
 def publish(path: Path) -> None:
     """Give a complete checkpoint its name; one of the same name is replaced."""
-    if path.is_dir() or partial_name(path).is_dir():  # only a file replaces a file in one step
+    if path.is_dir() or partial_path(path).is_dir():  # only a file replaces a file in one step
         remove(path)
-    os.replace(partial_name(path), path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+    files.publish(partial_path(path), path)
 
 
 def remove(path: Path) -> None:

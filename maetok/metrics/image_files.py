@@ -7,26 +7,12 @@ from typing import IO
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from maetok.formats.crops import center_crop
 from maetok.metrics.gaussians import Gaussian
 
 EXTENSIONS = (".png", ".jpg", ".jpeg")
-
-
-def center_crop(image: Tensor, size: int) -> Tensor:
-    """Bicubic antialiased resize of (3, H, W) uint8 to the smallest size that covers the square, then its centre.
-
-    The rule of the protocols; that of the validation images, pixel for pixel.
-    """
-    height, width = image.shape[1:]
-    scale = max(size / height, size / width)
-    if scale != 1.0:
-        new_size = [max(round(height * scale), size), max(round(width * scale), size)]
-        image = F.interpolate(image[None], new_size, mode="bicubic", antialias=True)[0]
-    top, left = (image.shape[1] - size) // 2, (image.shape[2] - size) // 2
-    return image[:, top : top + size, left : left + size]
 
 
 class ImageFolder:
@@ -53,12 +39,18 @@ class ImageFolder:
         return len(self.paths)
 
     def read(self, path: Path) -> Tensor:
-        """(3, H, W) uint8, upright."""
-        from PIL import Image, ImageOps
+        """Read one file as (3, H, W) uint8, upright.
 
-        image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        return pixels if self.image_size is None else center_crop(pixels, self.image_size)
+        Raises:
+            ValueError: if it cannot be decoded.
+        """
+        from maetok.formats.pictures import UndecodableImageError, decode
+
+        try:
+            image = decode(path.read_bytes())
+        except UndecodableImageError as error:
+            raise ValueError(f"{path} cannot be decoded ({error}): repair or remove it") from error
+        return image if self.image_size is None else center_crop(image, (self.image_size, self.image_size))
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         """(n, 3, H, W) uint8.

@@ -6,11 +6,12 @@ validation images by the same rule, and ``python -m maetok.metrics --image-size`
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from maetok.formats.files import write_text
 
 
 @dataclass(frozen=True)
@@ -174,10 +175,4 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
             raise ValueError(f"{problem} ({error})") from error
         if not isinstance(records, list):
             raise ValueError(problem)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
-        json.dump([*records, record], file, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    write_text(path, json.dumps([*records, record], indent=1, allow_nan=False))

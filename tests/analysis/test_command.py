@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from datamodules import LatentShards, Loading
-from maetok.analysis.cache import LatentCache
 from maetok.analysis.command import compare_modes, load, main, short_names
 from maetok.analysis.modes import analyse_modes, read_json
 from maetok.analysis.projection import PrincipalComponents
 from maetok.analysis.subsets import class_balanced
+from maetok.formats.latent_cache import LatentCache
 from tests.support.latents import MeanColours, write_cache
 from tests.support.shards import write_shards
 
@@ -102,7 +102,7 @@ def test_what_is_no_cache_is_refused(caches: list[Path], tmp_path: Path) -> None
     with pytest.raises(ValueError, match="has no samples of the split 'test'"):
         LatentCache(caches[0]).labels("test")
     (tmp_path / "manifest.json").write_text('{"schema_version": 9}')
-    with pytest.raises(ValueError, match="is no manifest of version 1"):
+    with pytest.raises(ValueError, match="is not a manifest of version 1"):
         LatentCache(tmp_path)
     with pytest.raises(SystemExit):
         main([*map(str, caches), "--names", "one", "one", "--output", str(tmp_path)])

@@ -15,9 +15,9 @@ from benchmarks.analysis import (
     write_cache,
 )
 from benchmarks.harness import Results
-from maetok.analysis.cache import LatentCache
 from maetok.analysis.command import load
 from maetok.analysis.gmm import PAPER_COMPONENT_COUNTS
+from maetok.formats.latent_cache import LatentCache
 
 
 def test_cache_holds_the_latents_as_many_of_each_class(tmp_path: Path) -> None:

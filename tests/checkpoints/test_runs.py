@@ -9,8 +9,8 @@ from torch import nn
 
 from lightning_modules import LatentEncoding
 from maetok import Tokenizer
-from maetok.analysis.channel_moments import ChannelMoments
 from maetok.checkpoints.runs import InitFrom
+from maetok.formats.channel_moments import ChannelMoments
 from maetok.networks import TransformerSize
 from maetok.runtime.weights import weights_hash
 

@@ -11,7 +11,7 @@ import torch
 
 from datamodules import ImageShards
 from datamodules.shards import ShardError
-from datamodules.transforms import decode
+from maetok.formats.pictures import decode
 from tests.support.helpers import run_subprocess
 from tests.support.shards import image_shards, write_shards
 
@@ -80,7 +80,7 @@ def test_elastic_restart_in_the_middle_of_an_epoch(
 
 def test_skipping_does_not_decode(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
-    monkeypatch.setattr("datamodules.transforms.decode", lambda data: decoded.append(data) or decode(data))
+    monkeypatch.setattr("maetok.formats.pictures.decode", lambda data: decoded.append(data) or decode(data))
     data = image_shards(folder, **AUGMENTED)
     data.position = 6_000_000_006
     batch = next(iter(data.train_dataloader()))

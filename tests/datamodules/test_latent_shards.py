@@ -150,11 +150,11 @@ class TestRefusals:
             latent_shards(tmp_path)
 
     def test_labels_out_of_range_and_other_versions(self, cache: Path, tmp_path: Path) -> None:
-        with pytest.raises(ShardError, match=r"train labels go from 0 to 9, outside 0 \.\.\. 4: wrong num_classes"):
+        with pytest.raises(ShardError, match=r"train labels range from 0 to 9, outside 0 \.\.\. 4: wrong num_classes"):
             latent_shards(cache / "float16", num_classes=5)
         manifest = json.loads((cache / "float16" / "manifest.json").read_text())
         (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 2}))
-        with pytest.raises(ShardError, match="no manifest of version 1"):
+        with pytest.raises(ShardError, match="not a manifest of version 1"):
             latent_shards(tmp_path)
 
 

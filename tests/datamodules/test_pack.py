@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ from datamodules.index_file import IndexFile
 from datamodules.pack.__main__ import main as pack
 from datamodules.pack.digits import digit_images
 from datamodules.shards import ShardError, file_sha256
-from datamodules.transforms import decode
+from maetok.formats.pictures import decode
 from tests.support.helpers import ROOT
 from tests.support.shards import encoded, image_shards
 
@@ -233,11 +232,7 @@ class TestKill:
         run_pack(image_folder, tmp_path / "whole")
         with monkeypatch.context() as patch:
             patch.setattr("datamodules.pack.split.shutil.rmtree", lambda _: None)
-            replace = os.replace
-            patch.setattr(
-                os, "replace", lambda source, target: None if Path(target).suffix == ".tar" else replace(source, target)
-            )
-            patch.setattr("datamodules.pack.shard.os", SimpleNamespace(replace=replace, fsync=os.fsync))
+            patch.setattr("datamodules.pack.split.publish", lambda partial, path: None)
             run_pack(image_folder, tmp_path / "out", "--overwrite")
         with pytest.raises(ShardError, match="its index says"):
             image_shards(tmp_path / "out", stage=None).index("train")

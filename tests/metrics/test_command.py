@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datamodules.transforms import center_crop as center_crop_of_validation_images
+from maetok.formats.crops import center_crop
 from maetok.metrics.__main__ import main
-from maetok.metrics.image_files import center_crop, open_images
+from maetok.metrics.image_files import open_images
 from tests.support.feature_networks import pictures
 
 SMALL = ["--feature-size=32", "--device=cpu"]
@@ -45,12 +45,6 @@ def test_files_are_read_in_order_a_batch_at_a_time(tmp_path: Path) -> None:
     assert opened.labels.tolist() == list(range(7))
 
 
-@pytest.mark.parametrize("size", [(40, 61), (61, 40), (16, 16), (9, 30), (23, 24)])
-def test_crop_is_that_of_the_validation_images(size: tuple[int, int]) -> None:
-    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
-    assert torch.equal(center_crop(image, 16), center_crop_of_validation_images(image, (16, 16)))
-
-
 def test_folders_and_npz_files_measure_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     samples, references = pictures(330, seed=1), pictures(340, seed=2)
     folders = write_folder(tmp_path / "samples", samples), write_folder(tmp_path / "real", references)
@@ -78,7 +72,7 @@ def test_images_of_folders_are_cropped_where_asked(tmp_path: Path) -> None:
     for number, image in enumerate(images):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "odd" / f"{number}.png")
     (batch,) = open_images(tmp_path / "odd", image_size=16).batches(5)
-    assert torch.equal(batch, torch.stack([center_crop_of_validation_images(image, (16, 16)) for image in images]))
+    assert torch.equal(batch, torch.stack([center_crop(image, (16, 16)) for image in images]))
     with pytest.raises(ValueError, match="several sizes: crop them with --image-size"):
         list(open_images(tmp_path / "odd").batches(5))
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from maetok.analysis.cache import LatentCache
 from maetok.analysis.linear_probe import linear_probe_accuracy
 from maetok.analysis.modes import ModeAnalysis, analyse_modes
 from maetok.analysis.neighbours import neighbour_accuracy
+from maetok.formats.latent_cache import LatentCache
 from maetok.metrics.gaussians import Gaussian, Moments
 from tools.study.runs import Cell
 

@@ -1,4 +1,4 @@
-"""Every kind of image file is shown as people see it, and crops are where they should be."""
+"""Every kind of image file decodes to what people see."""
 
 import io
 import struct
@@ -8,13 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from scipy.stats import kstest
 from sklearn.datasets import load_sample_images
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2.functional import resize
 
-from datamodules.transforms import UndecodableImageError, center_crop, decode, random_crop, uniform_numbers
-from tests.support.shards import encoded
+from maetok.formats.pictures import UndecodableImageError, decode
 
 
 @pytest.fixture(scope="module")
@@ -117,61 +113,3 @@ def test_damaged_images_are_recognised(photo: Image.Image, form: str) -> None:
     for broken in (data[: len(data) // 2], data[:20], data[:2], b"", b"not an image", bytes(500)):
         with pytest.raises(UndecodableImageError):
             decode(broken)
-
-
-def test_center_crop_keeps_the_middle_and_the_aspect() -> None:
-    image = torch.zeros(3, 20, 40, dtype=torch.uint8)
-    image[:, :, 10:30] = 255
-    assert center_crop(image, (20, 20)).min() == 255
-    assert center_crop(image, (10, 10)).shape == (3, 10, 10)
-    assert center_crop(image, (30, 20)).shape == (3, 30, 20)
-    assert center_crop(image, (20, 40)).equal(image)
-
-
-def test_random_crop_covers_the_wanted_share() -> None:
-    ramp = torch.arange(64, dtype=torch.uint8).expand(3, 64, 64).contiguous()
-    for uniform in np.random.default_rng(0).random((20, 3)):
-        crop = random_crop(ramp, (32, 32), (0.8, 1.0), uniform)
-        covered = (int(crop[0, 0, -1]) - int(crop[0, 0, 0])) / 63
-        assert covered == pytest.approx(0.8 + 0.2 * uniform[0], abs=0.05)
-
-
-def test_random_crop_reaches_every_edge() -> None:
-    image = torch.arange(40, dtype=torch.uint8).expand(3, 20, 40)
-    almost_one = 1 - 2**-53
-    for number, (top, left) in ((0.0, (0, 0)), (almost_one, (10, 30))):
-        crop = random_crop(image, (10, 10), (0.5, 0.5), (0.3, number, number))
-        assert torch.equal(crop, image[:, top : top + 10, left : left + 10])
-
-
-def test_uniform_numbers_depend_on_each_part_and_are_uniform() -> None:
-    epochs, indices = (part.reshape(-1) for part in np.meshgrid(np.arange(20), np.arange(5000)))
-    numbers = uniform_numbers(3, epochs, indices, 4)
-    assert numbers.shape == (100_000, 4)
-    assert len(np.unique(numbers)) == 400_000
-    again = uniform_numbers(3, epochs[77:78], indices[77:78], 4)
-    assert np.array_equal(again[0], numbers[77])
-    assert not np.intersect1d(uniform_numbers(4, epochs, indices, 4), numbers).size
-    for column in numbers.T:
-        assert kstest(column, "uniform").pvalue > 1e-3
-    neighbours = numbers.reshape(5000, 20, 4)
-    for one, other in (
-        (neighbours[1:], neighbours[:-1]),
-        (neighbours[:, 1:], neighbours[:, :-1]),
-        (neighbours[..., 1:], neighbours[..., :-1]),
-    ):
-        assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.01
-
-
-@pytest.mark.parametrize("form", ["PNG", "JPEG"])
-def test_resize_is_antialiased_like_pillow(form: str) -> None:
-    """At most 2 of 255 from Pillow's bicubic filter, on noise, which would alias most; equal to torchvision."""
-    data = encoded((75, 90), form, seed=1)
-    image = Image.open(io.BytesIO(data)).resize((48, 40), Image.Resampling.BICUBIC)
-    decoded = decode(data)
-    resized = center_crop(decoded, (40, 48))
-    assert np.abs(resized.permute(1, 2, 0).numpy().astype(int) - np.asarray(image)).max() <= 2
-    assert torch.equal(resized, resize(decoded, [40, 48], InterpolationMode.BICUBIC, antialias=True))
-    assert torch.equal(resized, center_crop(decoded.contiguous(), (40, 48)))
-    turned = decoded.transpose(1, 2).flip(2)  # as an EXIF orientation does
-    assert torch.equal(center_crop(turned, (48, 40)), center_crop(turned.contiguous(), (48, 40)))
