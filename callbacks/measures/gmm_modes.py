@@ -88,7 +88,7 @@ class GMMModes(Callback):
             return
         train, held_out = (self.balanced_latents(trainer, pl_module, split) for split in ("train", "validation"))
         check_component_counts(self.component_counts, len(train))  # on all processes, so that none waits for the first
-        analysis = self.analyse(trainer, pl_module, train, held_out) if trainer.is_global_zero else None
+        analysis = self.analyse(trainer, train, held_out) if trainer.is_global_zero else None
         analysis = trainer.strategy.broadcast(analysis)
         assert analysis is not None
         self.log_scalars(pl_module, analysis)
@@ -102,13 +102,12 @@ class GMMModes(Callback):
         latents, labels = gather_latents(trainer, pl_module, split, self.max_samples)
         return latents[class_balanced(labels, self.per_class, self.seed)]
 
-    def analyse(self, trainer: Trainer, pl_module: Any, train: np.ndarray, held_out: np.ndarray) -> ModeAnalysis:
-        """Fit the mixtures: tensors where there is a GPU, otherwise numpy arrays."""
-        on_gpu = pl_module.device.type == "cuda"
-        parts = [torch.from_numpy(part).to(pl_module.device) if on_gpu else part for part in (train, held_out)]
+    def analyse(self, trainer: Trainer, train: np.ndarray, held_out: np.ndarray) -> ModeAnalysis:
+        """Fit the mixtures on the CPU."""
         return analyse_modes(
             Path(trainer.default_root_dir).name,
-            *parts,
+            train,
+            held_out,
             self.component_counts,
             self.dimensions,
             self.explained_variance,

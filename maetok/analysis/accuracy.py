@@ -1,11 +1,6 @@
-"""The accuracy of a classifier on held-out samples, and how far chance may have moved it."""
+"""The accuracy of a classifier on held-out samples, with an interval for chance."""
 
-import math
 from dataclasses import dataclass
-from statistics import NormalDist
-
-QUANTILE = NormalDist().inv_cdf(0.975)
-"""Of the standard normal distribution for two-sided intervals of 95 %, 1.96."""
 
 
 @dataclass(frozen=True)
@@ -20,16 +15,17 @@ class Accuracy:
 
     @classmethod
     def of(cls, correct: int, count: int) -> "Accuracy":
-        """Accuracy and Wilson's score interval (Wilson 1927), which holds near 0 and 1 and for few samples as well.
+        """Return the accuracy with Wilson's score interval (Wilson 1927).
 
-        The interval covers the choice of held-out samples, not that of the training samples or the training run.
+        The interval also holds near 0 and 1 and for few samples. It covers the choice of held-out samples; it does not
+        cover the choice of training samples or the training run.
 
         Raises:
             ValueError: unless 0 <= correct <= count and count >= 1.
         """
+        from scipy.stats import binomtest
+
         if not 0 <= correct <= count or count < 1:
             raise ValueError(f"{correct} correct answers out of {count}: want 0 <= correct <= count and count >= 1")
-        share, square = correct / count, QUANTILE**2
-        centre = (correct + square / 2) / (count + square)
-        half = QUANTILE / (count + square) * math.sqrt(count * share * (1 - share) + square / 4)
-        return cls(share, max(0.0, centre - half), min(1.0, centre + half), count)
+        interval = binomtest(correct, count).proportion_ci(0.95, method="wilson")
+        return cls(correct / count, float(interval.low), float(interval.high), count)

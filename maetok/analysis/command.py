@@ -17,12 +17,12 @@ from maetok.analysis.subsets import class_balanced
 from maetok.formats.latent_cache import LatentCache
 
 HELD_OUT_SHARE = 0.2
-"""Of the train split, where a cache has no validation split."""
+"""Share of the train split that is held out if a cache has no validation split."""
 
 
 @dataclass(frozen=True)
 class LabelledLatents:
-    """What is fitted and what is held out of one tokenizer's latents."""
+    """Holds the fitting set and the held-out set of one tokenizer's latents."""
 
     train: np.ndarray
     """(n, L, C) float32."""
@@ -33,9 +33,9 @@ class LabelledLatents:
 
 
 def load(cache: LatentCache, per_class: int, seed: int) -> LabelledLatents:
-    """At most ``per_class`` latents of each class from the train and as many from the validation split.
+    """Read at most ``per_class`` latents of each class from the train split, and as many from the validation split.
 
-    Without a validation split, a fifth of those from the train split is held out.
+    Without a validation split, a fifth of the latents from the train split is held out.
     """
     labels = cache.labels("train")
     chosen = class_balanced(labels, per_class, seed)
@@ -51,12 +51,12 @@ def load(cache: LatentCache, per_class: int, seed: int) -> LabelledLatents:
 
 
 def short_names(caches: Sequence[Path]) -> list[str]:
-    """Paths without the folders that they have in common; of a single one, its own name and that of its parent."""
+    """Return the paths without their common folders; for a single path, its name and the name of its parent."""
     paths = [cache.resolve() for cache in caches]
     common = os.path.commonpath(paths) if len(paths) > 1 else paths[0].parents[1]
     names = [path.relative_to(common).parts for path in paths]
     while len(names) > 1 and all(len(parts) > 1 for parts in names) and len({parts[-1] for parts in names}) == 1:
-        names = [parts[:-1] for parts in names]  # what all of them end with tells nothing either
+        names = [parts[:-1] for parts in names]  # a common last part tells nothing either
     return ["/".join(parts) for parts in names]
 
 
@@ -65,27 +65,20 @@ def compare_modes(
     component_counts: Sequence[int],
     dimensions: int | None,
     explained_variance: float,
-    device: str = "cpu",
     **mixture_options: Any,
 ) -> list[ModeAnalysis]:
-    """Mixtures of each tokenizer, all in the same number of dimensions.
+    """Fit mixtures to the latents of each tokenizer, all in the same number of dimensions.
 
-    Without ``dimensions`` these are as many as the tokenizer that needs the most takes to explain the share of the
-    variance.
+    Without ``dimensions``, the tokenizer that needs the most dimensions to explain the share of the variance decides.
     """
-    import torch
-
-    def placed(values: np.ndarray) -> Any:
-        return values if device == "cpu" else torch.from_numpy(values).to(device)
-
-    components = {name: PrincipalComponents.fit(placed(found.train)) for name, found in latents.items()}
+    components = {name: PrincipalComponents.fit(found.train) for name, found in latents.items()}
     if dimensions is None:
         dimensions = max(each.dimensions(explained_variance) for each in components.values())
     return [
         analyse_modes(
             name,
-            placed(found.train),
-            placed(found.held_out),
+            found.train,
+            found.held_out,
             component_counts,
             dimensions,
             components=components[name],
@@ -96,22 +89,21 @@ def compare_modes(
 
 
 def parse(args: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m maetok.analysis", description=__doc__)
     parser.add_argument("caches", nargs="+", type=Path, metavar="CACHE", help="folder of a latent cache")
-    parser.add_argument("--names", nargs="+", help="of the tokenizers; from the folders if not given")
+    parser.add_argument("--names", nargs="+", help="names of the tokenizers; default: from the folders")
     parser.add_argument("--output", required=True, type=Path, help="folder for modes.json, modes.csv and modes.png")
     parser.add_argument("--per-class", default=100, type=int, help="largest number of latents of a class and split")
-    parser.add_argument("--components", nargs="+", default=PAPER_COMPONENT_COUNTS, type=int, help="of the mixtures")
+    parser.add_argument("--components", nargs="+", default=PAPER_COMPONENT_COUNTS, type=int)
     parser.add_argument("--covariance", default="full", choices=("full", "diag"))
     dimensions = parser.add_mutually_exclusive_group()
     dimensions.add_argument("--dimensions", type=int, help="principal components to keep")
-    dimensions.add_argument("--explained-variance", default=0.9, type=float, help="or the share they explain at least")
+    dimensions.add_argument("--explained-variance", default=0.9, type=float, help="or the least share to explain")
     parser.add_argument("--restarts", default=3, type=int)
     parser.add_argument("--max-iterations", default=500, type=int)
     parser.add_argument("--regularization", default=1e-6, type=float, help="added to the variances of the mixtures")
-    parser.add_argument("--seed", default=0, type=int, help="of the choice of latents and the starts of the mixtures")
-    parser.add_argument("--device", default="cpu", help="where to compute; cuda for a GPU")
+    parser.add_argument("--seed", default=0, type=int, help="seeds the choice of latents and the starts of mixtures")
     options = parser.parse_args(args)
     options.names = options.names or short_names(options.caches)
     if len(set(options.names)) < len(options.caches) or len(options.names) > len(options.caches):
@@ -122,7 +114,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Analyse, print the table, write the files."""
+    """Analyse, print the table and write the files."""
     options = parse(args)
     latents = {
         name: load(LatentCache(folder), options.per_class, options.seed)
@@ -133,7 +125,6 @@ def main(args: list[str] | None = None) -> None:
         options.components,
         options.dimensions,
         options.explained_variance,
-        options.device,
         covariance_type=options.covariance,
         restarts=options.restarts,
         max_iterations=options.max_iterations,

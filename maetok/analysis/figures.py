@@ -1,4 +1,4 @@
-"""Figures of analyses, as matplotlib objects that no window or global state belongs to."""
+"""Figures of analyses, as matplotlib objects without windows or global state."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def mode_curves(analyses: Sequence[ModeAnalysis]) -> "Figure":
-    """Negative log-likelihood against the number of components: one colour for each tokenizer.
+    """Draw negative log-likelihood against the number of components, one colour for each tokenizer.
 
-    The fitting set is dashed, held-out latents are solid; a circle marks the lowest held-out value. A lower curve with
-    fewer components is a simpler space (paper section 4).
+    The curve of the fitting set is dashed, the curve of held-out latents is solid; a circle marks the lowest held-out
+    value. A lower curve with fewer components is a simpler space (paper section 4).
     """
     from matplotlib.figure import Figure
 
@@ -38,7 +38,7 @@ def mode_curves(analyses: Sequence[ModeAnalysis]) -> "Figure":
 
 
 def pixels(figure: "Figure") -> np.ndarray:
-    """A figure drawn as (H, W, 3) uint8."""
+    """Render a figure as (H, W, 3) uint8."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)

@@ -1,4 +1,4 @@
-"""Whether points between latents are latents of images: what decoding them, and encoding again, gives."""
+"""Tests whether points between latents are latents of images, by decoding and encoding them again."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,38 +8,38 @@ from torch import Tensor
 
 
 def interpolated(first: Tensor, second: Tensor, steps: int) -> Tensor:
-    """Latents on straight lines between pairs (P, L, C): (P, steps, L, C), evenly spaced, without the ends."""
+    """Return latents (P, steps, L, C) on straight lines between pairs (P, L, C), evenly spaced, without the ends."""
     shares = torch.arange(1, steps + 1, device=first.device, dtype=first.dtype) / (steps + 1)
     return torch.lerp(first[:, None], second[:, None], shares[:, None, None])
 
 
 @dataclass(frozen=True)
 class MidpointErrors:
-    """What is wrong with the midpoints between latents; distances are summed over all pairs before they are divided."""
+    """Holds errors of the midpoints between latents; distances are summed over all pairs before they are divided."""
 
     cycle_error: float
     """|E(D(m)) - m| relative to |z_a - z_b| / 2 for the midpoint m of z_a and z_b.
 
-    0: a midpoint is the latent of the image it is decoded to. 1: encoding lands as far from it as the ends are."""
+    0: the midpoint is the latent of its own decoded image. 1: encoding lands as far from it as the ends are."""
     cycle_error_of_ends: float
-    """The same of z_a and z_b, in the same unit: what the tokenizer does not get right even where images are."""
+    """The same error of z_a and z_b in the same unit: the error of the tokenizer at latents of real images."""
     pixel_change: float
     """(|D(m) - D(z_a)| + |D(m) - D(z_b)|) / |D(z_a) - D(z_b)| in L1, at least 1.
 
-    1: every pixel of the midpoint's image lies between those of the ends, as in a cross-fade. More: it shows something
-    that neither has."""
+    1: every pixel of the midpoint's image lies between the pixels of the ends, as in a cross-fade. More than 1: it
+    shows something that neither end has."""
 
 
 def midpoint_errors(
     encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor], first: Tensor, second: Tensor
 ) -> MidpointErrors:
-    """Errors of the midpoints between latents of pairs of images.
+    """Return the errors of the midpoints between latents of pairs of images.
 
     Args:
         encode: E, images (P, 3, H, W) in [-1, 1] -> latents (P, L, C).
         decode: D, latents (P, L, C) -> images (P, 3, H, W).
         first: latents (P, L, C).
-        second: latents (P, L, C), of other images.
+        second: latents (P, L, C) of other images.
 
     Returns:
         The errors; NaN where the ends of all pairs are the same.

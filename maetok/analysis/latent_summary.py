@@ -1,4 +1,4 @@
-"""What the values of latents look like, without classes: moments per channel, and how many directions are in use."""
+"""Summary of latents without classes: moments per channel, and the number of directions in use."""
 
 from dataclasses import dataclass
 
@@ -9,23 +9,23 @@ from maetok.formats.channel_moments import ChannelMoments
 
 @dataclass(frozen=True)
 class LatentSummary:
-    """Moments and effective ranks of raw latents; plain numbers, so ``dataclasses.asdict`` of it goes to JSON."""
+    """Holds moments and effective ranks of raw latents as plain numbers, so ``dataclasses.asdict`` fits into JSON."""
 
     count: int
     """Number of samples."""
     mean: list[float]
-    """Of each of the C channels, over samples and tokens."""
+    """Mean of each of the C channels over samples and tokens."""
     std: list[float]
     excess_kurtosis: list[float]
-    """Of each channel: 0 for a normal distribution, -1.2 for a uniform one; 0 where a channel does not vary."""
+    """0 for a normal distribution, -1.2 for a uniform one; 0 where a channel does not vary."""
     effective_rank: float
-    """Of the flattened latents, in [1, L * C]; 0 if nothing varies."""
+    """Effective rank of the flattened latents, in [1, L * C]; 0 if nothing varies."""
     effective_rank_of_channels: float
-    """Of the channels, samples and tokens alike, in [1, C]; 0 if nothing varies."""
+    """Effective rank of the channels over samples and tokens, in [1, C]; 0 if nothing varies."""
 
     @classmethod
     def of(cls, latents: np.ndarray) -> "LatentSummary":
-        """Statistics of latents (n, L, C)."""
+        """Summarise latents (n, L, C)."""
         channels = latents.reshape(-1, latents.shape[-1])
         moments = ChannelMoments.of(channels)
         return cls(
@@ -39,22 +39,22 @@ class LatentSummary:
 
 
 def excess_kurtosis(values: np.ndarray) -> float:
-    """Fourth central moment of values (n,) over the squared variance, less 3; 0 if they do not vary."""
+    """Return the fourth central moment of values (n,) over the squared variance, less 3; 0 if they do not vary."""
     squares = (values - values.mean(dtype=np.float64)) ** 2
     variance = squares.mean()
     return float((squares**2).mean() / variance**2 - 3.0) if variance > 0 else 0.0
 
 
 def effective_rank(features: np.ndarray) -> float:
-    """Effective rank of the covariance of features (n, d): exp of the entropy of its normalised eigenvalues.
+    """Return exp of the entropy of the normalised eigenvalues of the covariance of features (n, d).
 
-    It is d for an isotropic covariance, 1 if all lie on a line, and 0 here if they do not vary at all; n samples do not
-    show more than n - 1. Source: Roy and Vetterli 2007, definition 1.
+    This effective rank is d for an isotropic covariance, 1 if all features lie on a line, and 0 if they do not vary. It
+    is at most n - 1. Source: Roy and Vetterli 2007, definition 1.
     """
     centred = features.astype(np.float64)
     centred -= centred.mean(axis=0)
     samples, width = centred.shape
-    # Both products have the same eigenvalues other than 0.
+    # Both products have the same nonzero eigenvalues.
     product = centred.T @ centred if width <= samples else centred @ centred.T
     eigenvalues = np.linalg.eigvalsh(product).clip(min=0.0)
     if not eigenvalues.sum():

@@ -1,4 +1,4 @@
-"""Linear probing: how well classes can be told apart by a linear classifier on latents (paper section 4)."""
+"""Linear probing: how well a linear classifier on latents tells classes apart (paper section 4)."""
 
 import warnings
 from typing import Literal
@@ -16,15 +16,16 @@ def linear_probe_accuracy(
     iterations: int = 300,
     view: Literal["flattened", "pooled"] = "flattened",
 ) -> Accuracy:
-    """Held-out accuracy of logistic regression on standardised features, with its 95 % interval.
+    """Return the held-out accuracy of logistic regression on standardised features, with its 95 % interval.
 
     Args:
         train_features: (n, ...) features to fit on, float32 or float64.
         train_labels: (n,) class indices.
         test_features: (m, ...) held-out features.
         test_labels: (m,) class indices.
-        iterations: limit of L-BFGS iterations; stopping there is early stopping, not an error.
-        view: features of a sample flattened (paper), or of latents (n, L, C) the mean (n, C) over the tokens.
+        iterations: limit of L-BFGS iterations; reaching it stops early and is not an error.
+        view: ``flattened`` flattens the features of a sample (paper); ``pooled`` averages latents (n, L, C) over the
+            tokens to (n, C).
     """
     if len(np.unique(train_labels)) == 1:  # there is nothing to learn
         return Accuracy.of(int((test_labels == train_labels[0]).sum()), len(test_labels))

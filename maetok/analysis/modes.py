@@ -1,78 +1,77 @@
-"""The modes of a tokenizer's latent space: mixtures of many numbers of components, as a table that goes to files."""
+"""The modes of a tokenizer's latent space: mixtures with several numbers of components, and their table in files."""
 
 import csv
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from maetok.analysis.gmm import MixtureFit, check_component_counts, fit_mixtures
 from maetok.analysis.projection import PrincipalComponents
 
-if TYPE_CHECKING:
-    from maetok.analysis.arrays import Array
-
 
 @dataclass(frozen=True)
 class ModeAnalysis:
-    """Mixtures fitted to the latents of one tokenizer, and what they were fitted to."""
+    """Holds the mixtures fitted to the latents of one tokenizer, with the settings of the fit."""
 
     name: str
-    """Of the tokenizer."""
+    """Name of the tokenizer."""
     samples: int
     held_out_samples: int
     dimensions: int
-    """Principal components that were kept."""
+    """Number of principal components kept."""
     explained_variance: float
     """Their share of the variance of the fitting set, in [0, 1]."""
     log_scale: float
-    """To be added to an NLL of the standardised latents for that of their principal components; nats per sample."""
+    """Add this to an NLL of standardised latents to get the NLL of their principal components; nats per sample."""
     covariance_type: str
     fits: tuple[MixtureFit, ...]
 
     @property
     def modes_by_held_out_nll(self) -> int:
-        """The number of components with the lowest negative log-likelihood on held-out latents."""
+        """Number of components with the lowest negative log-likelihood on held-out latents."""
         return min(self.fits, key=lambda fit: fit.nll_held_out).components
 
     @property
     def modes_by_bic(self) -> int:
-        """The number of components with the lowest Bayesian information criterion."""
+        """Number of components with the lowest Bayesian information criterion."""
         return min(self.fits, key=lambda fit: fit.bic).components
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: all fields, and the two estimates of the number of modes."""
+        """Return all fields and the two estimates of the number of modes, for JSON."""
         estimates = {"modes_by_held_out_nll": self.modes_by_held_out_nll, "modes_by_bic": self.modes_by_bic}
         return asdict(self) | estimates
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModeAnalysis":
-        """What :meth:`to_dict` gave."""
+        """Return the analysis that :meth:`to_dict` turned into a dictionary."""
         own = {field.name: values[field.name] for field in fields(cls)}
         return cls(**own | {"fits": tuple(MixtureFit(**fit) for fit in values["fits"])})
 
 
 def analyse_modes(
     name: str,
-    train: "Array",
-    held_out: "Array",
+    train: np.ndarray,
+    held_out: np.ndarray,
     component_counts: Sequence[int],
     dimensions: int | None = None,
     explained_variance: float = 0.9,
     components: PrincipalComponents | None = None,
     **mixture_options: Any,
 ) -> ModeAnalysis:
-    """Flatten latents, reduce them to principal components, standardise these and fit mixtures (paper section 4).
+    """Fit mixtures to the standardised principal components of flattened latents (paper section 4).
 
     Args:
-        name: of the tokenizer.
-        train: (n, L, C) latents to fit, a numpy array or a tensor of any float type on any device.
-        held_out: (m, L, C) other latents, of the same kind.
+        name: name of the tokenizer.
+        train: (n, L, C) latents to fit, of any float dtype.
+        held_out: (m, L, C) other latents.
         component_counts: numbers of components.
         dimensions: principal components to keep; one number for all tokenizers makes their likelihoods comparable.
-        explained_variance: where ``dimensions`` is not given, keep those that explain more than this share.
-        components: principal components of ``train``, if they are known already.
+        explained_variance: without ``dimensions``, keep as many as explain more than this share of the variance.
+        components: principal components of ``train``, if they are already known.
         mixture_options: other arguments of :func:`maetok.analysis.gmm.fit_mixtures`.
 
     Raises:
@@ -96,18 +95,18 @@ def analyse_modes(
 
 
 def write_json(analyses: Sequence[ModeAnalysis], path: Path) -> None:
-    """Write analyses as JSON, making the folder; :func:`read_json` gives them back exactly."""
+    """Write analyses as JSON and make the folder; :func:`read_json` restores them exactly."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([analysis.to_dict() for analysis in analyses], indent=1) + "\n")
 
 
 def read_json(path: Path) -> list[ModeAnalysis]:
-    """Analyses that :func:`write_json` wrote."""
+    """Return the analyses that :func:`write_json` wrote."""
     return [ModeAnalysis.from_dict(values) for values in json.loads(path.read_text())]
 
 
 def write_csv(analyses: Sequence[ModeAnalysis], path: Path) -> None:
-    """Write one row for each tokenizer and number of components, making the folder."""
+    """Write one CSV row for each tokenizer and number of components; make the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for analysis in analyses:
@@ -120,7 +119,7 @@ def write_csv(analyses: Sequence[ModeAnalysis], path: Path) -> None:
 
 
 def table(analyses: Sequence[ModeAnalysis]) -> str:
-    """Lines of text: for each tokenizer its estimates, then one line for each number of components."""
+    """Return lines of text: for each tokenizer its estimates, then a line for each number of components."""
     lines = []
     for analysis in analyses:
         lines += [

@@ -1,4 +1,4 @@
-"""k nearest neighbours: whether latents of a class lie together, without fitting anything to the classes."""
+"""k nearest neighbours: tells whether latents of a class lie together, without training a classifier."""
 
 from typing import Literal
 
@@ -15,16 +15,16 @@ def neighbour_accuracy(
     neighbours: int = 20,
     distance: Literal["cosine", "euclidean"] = "cosine",
 ) -> Accuracy:
-    """Held-out accuracy of the most frequent class among the nearest neighbours, with its 95 % interval.
+    """Return the held-out accuracy of the majority class among the nearest neighbours, with its 95 % interval.
 
-    Features are flattened and standardised. Distances are computed block by block, so no (m, n) matrix is held.
+    Features are flattened and standardised. Distances are computed block by block, without an (m, n) matrix.
 
     Args:
-        train_features: (n, ...) features to find neighbours in, float32 or float64.
+        train_features: (n, ...) features among which neighbours are found, float32 or float64.
         train_labels: (n,) class indices.
         test_features: (m, ...) held-out features.
         test_labels: (m,) class indices.
-        neighbours: how many vote, all alike; all n if there are fewer. The lowest of equally frequent classes wins.
+        neighbours: number of neighbours with one vote each; at most n. The lowest of equally frequent classes wins.
         distance: between standardised features.
 
     Raises:
@@ -36,7 +36,7 @@ def neighbour_accuracy(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import Normalizer, StandardScaler
 
-    # Of unit vectors |a - b|^2 = 2 (1 - cos), so both distances take the way whose memory is bounded.
+    # For unit vectors |a - b|^2 = 2 (1 - cos), so the memory-bounded Euclidean search serves both distances.
     directions = [Normalizer()] if distance == "cosine" else []
     vote = KNeighborsClassifier(min(neighbours, len(train_labels)), algorithm="brute")
     classifier = make_pipeline(StandardScaler(), *directions, vote)

@@ -1,15 +1,15 @@
-"""Pictures of a latent space in the plane, coloured by class: principal components and t-SNE (paper: UMAP)."""
+"""Pictures of a latent space in the plane, coloured by class: principal components and t-SNE (the paper uses UMAP)."""
 
 import numpy as np
 
 
 def principal_components(features: np.ndarray, components: int = 50, seed: int = 0) -> np.ndarray:
-    """Coordinates of features (n, ...), flattened, along their first principal axes.
+    """Return the coordinates of flattened features (n, ...) along their first principal axes.
 
     Args:
         features: float32 or float64.
         components: largest number of axes.
-        seed: of the randomised solver that large inputs get.
+        seed: seeds the randomised solver, which scikit-learn chooses for large inputs.
 
     Returns:
         (n, k), k being the least of ``components``, n and the number of features.
@@ -21,9 +21,9 @@ def principal_components(features: np.ndarray, components: int = 50, seed: int =
 
 
 def tsne(features: np.ndarray, seed: int = 0) -> np.ndarray:
-    """t-SNE (van der Maaten and Hinton 2008) of features (n, d), n >= 3, from their first principal axes: (n, 2).
+    """Return t-SNE coordinates (n, 2) of features (n, d), n >= 3, started from their first principal axes.
 
-    The perplexity is 30, or less for fewer than 91 samples.
+    The perplexity is 30, or less for fewer than 91 samples. Source: van der Maaten and Hinton 2008.
     """
     from sklearn.manifold import TSNE
 
@@ -32,7 +32,7 @@ def tsne(features: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def draw_classes(panels: dict[str, np.ndarray], labels: np.ndarray, side: int = 640) -> np.ndarray:
-    """Scatter plots side by side, one colour per class, with a legend.
+    """Draw scatter plots side by side, one colour per class, with a legend.
 
     Args:
         panels: points (n, 2) by title.

@@ -1,4 +1,4 @@
-"""How well a small SiT learns latents in a few steps: an early sign of what stage 3 will make of a tokenizer."""
+"""Short training of a small SiT on latents: an early sign of how well stage 3 will do with a tokenizer."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ SIZE = TransformerSize(width=64, depth=2, num_heads=4)
 BATCH_SIZE, LEARNING_RATE = 64, 4e-3
 TIME_BINS = 10
 SEED = 0
-"""All of these are constants, so that losses of different steps and runs compare."""
+"""These are constants, so that losses of different steps and runs compare."""
 
 
 def short_diffusion_loss(
@@ -23,22 +23,22 @@ def short_diffusion_loss(
     steps: int = 300,
     device: torch.device | str = "cpu",
 ) -> float:
-    """Mean squared velocity error on held-out latents of a small SiT trained from scratch.
+    """Return the mean squared velocity error on held-out latents of a small SiT trained from scratch.
 
     Latents are normalised per channel by the training latents, so a network that predicts 0 has a loss of 2. The same
-    latents give the same loss whatever the state of torch's global generators, which stays as it is; and inside
-    ``no_grad`` and ``inference_mode`` as well.
+    latents give the same loss in any state of torch's global random generators, and inside ``no_grad`` and
+    ``inference_mode``. The state of the generators does not change.
 
     Args:
         train_latents: raw latents (n, L, C), float32.
         train_labels: (n,) class indices.
         test_latents: held-out raw latents (m, L, C).
         test_labels: (m,) class indices.
-        steps: of Adam, in which the learning rate falls linearly to 0.
+        steps: steps of Adam, over which the learning rate falls linearly to 0.
         device: to train on.
 
     Returns:
-        Mean over the held-out latents, each at the middle of one of ten time bins, as in the validation of stage 3.
+        The mean over held-out latents, each at the middle of one of ten time bins, as in the validation of stage 3.
 
     Raises:
         ValueError: if steps is less than 1.
@@ -58,14 +58,14 @@ def short_diffusion_loss(
 
 
 def normalized(train_latents: np.ndarray, test_latents: np.ndarray) -> list[np.ndarray]:
-    """Both (..., C) by mean and standard deviation of the first, float32; a channel that does not vary becomes 0."""
-    statistics = ChannelMoments.of(train_latents)
-    std = np.where(statistics.std > 0, statistics.std, np.inf)
-    return [((latents - statistics.mean) / std).astype(np.float32) for latents in (train_latents, test_latents)]
+    """Normalise both (..., C) by the moments of the first, to float32; a channel that does not vary becomes 0."""
+    moments = ChannelMoments.of(train_latents)
+    std = np.where(moments.std > 0, moments.std, np.inf)
+    return [((latents - moments.mean) / std).astype(np.float32) for latents in (train_latents, test_latents)]
 
 
 def train_shortly(denoiser: SiT, latents: Tensor, labels: Tensor, steps: int) -> None:
-    """Adam on normalised latents (n, L, C) with labels (n,), whatever the device on random numbers of the CPU."""
+    """Train with Adam on normalised latents (n, L, C) with labels (n,); all random numbers come from the CPU."""
     objective = FlowObjective()
     optimizer = torch.optim.Adam(
         [parameter for parameter in denoiser.parameters() if parameter.requires_grad], LEARNING_RATE
@@ -83,7 +83,7 @@ def train_shortly(denoiser: SiT, latents: Tensor, labels: Tensor, steps: int) ->
 
 
 def held_out_loss(denoiser: SiT, latents: Tensor, labels: Tensor) -> float:
-    """Mean loss of normalised latents (m, L, C), sample i at the middle of time bin i mod ``TIME_BINS``."""
+    """Return the mean loss of normalised latents (m, L, C), sample i at the middle of time bin i mod ``TIME_BINS``."""
     objective, losses = FlowObjective(), []
     for rows in torch.arange(len(latents), device=latents.device).split(1000):
         noise = index_noise(SEED, rows, shape=latents.shape[1:])

@@ -1,15 +1,15 @@
-"""Choosing samples for an analysis."""
+"""Choice of samples for an analysis."""
 
 import numpy as np
 
 
 def class_balanced(labels: np.ndarray, per_class: int, seed: int = 0) -> np.ndarray:
-    """Sorted positions of at most ``per_class`` samples of each class, drawn at random.
+    """Draw at most ``per_class`` samples of each class at random, and return their sorted positions.
 
     Args:
         labels: (n,) class indices.
-        per_class: largest number of samples of a class; a class with fewer gives all of its own.
-        seed: of the draw.
+        per_class: largest number of samples of a class; a smaller class gives all its samples.
+        seed: seeds the draw.
 
     Raises:
         ValueError: if per_class is less than 1.
