@@ -18,11 +18,11 @@ from benchmarks.speed.plots import plot_growth, plot_ratios
 
 STILL_SLOW = Path(__file__).with_name("still_slow.md")
 METHOD = (
-    "All is measured on one thread, in CPU-seconds. In each round all variants of a case run once, so a ratio compares "
-    "neighbours in time; given are median, smallest and largest. The reference is `benchmarks/speed/reference.py`: the "
-    "same networks and weights written plainly, run with PyTorch's default settings, and equal within 1e-5 "
-    "(`tests/benchmarks/test_reference.py`). The limit is the rate of one large matrix product of that dtype in the "
-    "same rounds. FLOPs are counted by torch, those of attention included."
+    "Everything runs on one thread; times are CPU-seconds. Each round runs all variants of a case once, so a ratio "
+    "compares neighbours in time. The tables give median, smallest and largest value. The reference is "
+    "`benchmarks/speed/reference.py`: the same networks and weights, written plainly and run with PyTorch's default "
+    "settings; its outputs are equal within 1e-5 (`tests/benchmarks/test_reference.py`). The limit is the rate of one "
+    "large matrix product of the same dtype in the same rounds. torch counts FLOPs, including attention."
 )
 
 

@@ -109,7 +109,7 @@ def memory_section(results: Results, samples: int) -> str:
         lines.append(f"| {name} | {numbers['peak_main_mib']:.1f} | {numbers['peak_worker_mib']:.1f} |")
     index = samples * (COPIES - 1) * BYTES_PER_INDEX_ENTRY / 2**20
     return "\n".join(
-        [*lines, "", f"The index of the added samples: {index:.1f} MiB ({BYTES_PER_INDEX_ENTRY} bytes each)."]
+        [*lines, "", f"The index of the added samples takes {index:.1f} MiB ({BYTES_PER_INDEX_ENTRY} bytes each)."]
     )
 
 
@@ -145,7 +145,7 @@ def main(args: list[str] | None = None) -> None:
         from benchmarks.loading.shuffle import shuffle_table
 
         sections["Quality of the shuffle"] = shuffle_table()
-    write_report(options.output, "Loading of images", sections, results)
+    write_report(options.output, "Loading images", sections, results)
 
 
 if __name__ == "__main__":

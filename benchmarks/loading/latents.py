@@ -101,7 +101,7 @@ def main(args: list[str] | None = None) -> None:
     results = run_cases(cases, options.repeats)
     reference = REFERENCE if REFERENCE in results else options.only[0]
     sections = {"Latents per CPU-second": table(results, "samples_per_cpu_second", reference)}
-    write_report(options.output, "Reading of latents", sections, results)
+    write_report(options.output, "Reading latents", sections, results)
 
 
 if __name__ == "__main__":
