@@ -196,8 +196,8 @@ def whole_analysis(whole: Numbers, counts: list[str]) -> str:
         f"`python -m maetok.analysis` on a cache of {whole['samples']:,.0f} training latents of 4,096 values, "
         f"{whole['held_out_samples']:,.0f} held out, with {', '.join(counts)} components (full covariances, "
         f"3 restarts, {whole['dimensions']:.0f} dimensions with {whole['explained_variance']:.1%} of the variance) and "
-        f"{whole['threads']:.0f} threads took {whole['seconds']:.0f} seconds, {whole['cpu_seconds']:.0f} CPU-seconds and "
-        f"{whole['peak_mib'] / 1024:.2f} GiB of memory at most. The best starts took {iterations} iterations."
+        f"{whole['threads']:.0f} threads took {whole['seconds']:.0f} seconds, {whole['cpu_seconds']:.0f} CPU-seconds "
+        f"and {whole['peak_mib'] / 1024:.2f} GiB of memory at most. The best starts took {iterations} iterations."
     )
 
 
