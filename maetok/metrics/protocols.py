@@ -1,6 +1,6 @@
 """Named evaluation protocols: everything that a number depends on besides the images and the network.
 
-The crop of FID is decided in one function, :func:`maetok.metrics.image_files.center_crop`: the datamodules cut
+The crop of FID is decided in one function, :func:`maetok.formats.crops.center_crop`: the datamodules cut
 validation images by the same rule, and ``python -m maetok.metrics --image-size`` cuts the images of folders with it.
 """
 
