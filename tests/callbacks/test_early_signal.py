@@ -1,4 +1,4 @@
-"""The early signal is measured as by hand, the same on two processes, and training does not notice it."""
+"""The early signal has known values, is the same on two processes, and leaves training as it is."""
 
 import json
 import random
@@ -14,10 +14,7 @@ from torch import Tensor
 
 from callbacks import EarlySignal, Interpolations, LinearProbe
 from callbacks.schedule import is_due
-from maetok.analysis import linear_probe_accuracy
-from maetok.analysis.gmm import fit_mixtures
-from maetok.analysis.projection import PrincipalComponents
-from maetok.analysis.short_diffusion import short_diffusion_loss
+from maetok.flow import index_noise
 from main import main
 from tests.support.fakes import Task, validating
 from tests.support.helpers import ROOT, run, run_subprocess
@@ -32,21 +29,43 @@ def samples() -> tuple[Tensor, Tensor]:
     return images, (images[:, 0, 0, 0] > 0).long()
 
 
-def test_numbers_are_those_of_the_parts() -> None:
-    images, labels = samples()
-    task = Task()
-    EarlySignal(0, **SMALL).on_validation_epoch_end(validating(images, labels), task)
-    latents, classes = task.encode(images).numpy(), labels.numpy()
-    points = PrincipalComponents.fit(latents).standardised(latents, 3)
-    fits = fit_mixtures(points, points, (1, 2), restarts=1, max_iterations=100)
-    assert task.logged == {
-        "early/linear_probe": linear_probe_accuracy(latents, classes, latents, classes, 20).value,
-        "early/nll/1": fits[0].nll_held_out,
-        "early/nll/2": fits[1].nll_held_out,
-        "early/diffusion_loss": short_diffusion_loss(latents, classes, latents, classes, 3),
+def test_latents_of_known_answers() -> None:
+    """One value of 12 varies: -5, -3, 3 or 5 where mixtures are fitted, -4 or 4 where they are measured."""
+    values = {
+        "train": torch.tensor([-5.0, -3.0, 3.0, 5.0]).repeat(15),
+        "validation": torch.tensor([-4.0, 4.0]).repeat(30),
     }
-    one_gaussian = 1.5 * (1 + np.log(2 * np.pi))  # of three standardised dimensions
-    assert fits[0].nll_held_out == pytest.approx(one_gaussian, rel=1e-2)
+    labels = {split: (points > 0).long() for split, points in values.items()}
+    labels["validation"][:6] = 1 - labels["validation"][:6]  # a classifier cannot know that
+
+    def loader(split: str, max_samples: int) -> list[dict[str, Tensor]]:
+        images, indices = torch.zeros(60, 3, 4, 4), torch.arange(60)
+        images[:, 0, 0, 0] = values[split]
+        return [{"images": images, "labels": labels[split], "valid": indices >= 0, "indices": indices}]
+
+    task, trainer = Task(), validating(*samples(), datamodule=SimpleNamespace(evaluation_dataloader=loader))
+    arguments = {"components": (1, 2), "dimensions": 1, "diffusion_steps": 1, "iterations": 100}
+    EarlySignal(0, **arguments).on_validation_epoch_end(trainer, task)
+    loss = task.logged.pop("early/diffusion_loss")
+    share = 59 / 60  # standardising divides by n - 1, and a mixture by n
+
+    def nll(fitted: float, measured: float) -> float:
+        """Of a normal distribution fitted to one variance and measured on samples of another."""
+        return 0.5 * (np.log(2 * np.pi * (fitted + 1e-6)) + measured / (fitted + 1e-6))
+
+    assert task.logged == pytest.approx(
+        {
+            "early/linear_probe": 54 / 60,
+            "early/nll/1": nll(share, share * 16 / 17),
+            "early/nll/2": np.log(2) + nll(share / 17, 0),  # two halves around -4 and 4, each of variance 1
+        },
+        rel=1e-6,
+    )
+    # After one step the network still predicts almost nothing: the loss is the mean square of noise - latents.
+    normalized = torch.zeros(60, 3, 4)
+    normalized[:, 0, 0] = values["validation"] / (17 / 3) ** 0.5  # the channel is 0 in two of three tokens
+    noise = index_noise(0, torch.arange(60), shape=(3, 4))
+    assert loss == pytest.approx((noise - normalized).square().mean().item(), rel=0.05)
 
 
 @pytest.mark.parametrize(("step", "every", "expected"), [(5, 0, False), (4, 2, True), (5, 2, False), (10, 3, True)])

@@ -1,9 +1,11 @@
 """Modes of the latent space: equal on any number of processes, measured when due, put where they belong."""
 
+import csv
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -12,8 +14,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks import GMMModes
-from maetok.analysis.modes import analyse_modes, read_json
-from maetok.analysis.subsets import class_balanced
+from maetok.analysis.modes import read_json
 from tests.support.fakes import Task, validating
 from tests.support.helpers import ROOT, run, run_subprocess
 from tests.support.latents import MeanColours
@@ -60,27 +61,56 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "two" / "run").iterdir()) == ["analysis", "pictures"]
 
 
-def test_results_are_those_of_the_analysis_by_hand(tmp_path: Path) -> None:
-    rng = torch.Generator().manual_seed(0)
-    labels = torch.arange(900) % 3
-    images = torch.randn(900, 3, 4, 4, generator=rng) + 8 * labels[:, None, None, None]
-    task, trainer = Task(), validating(images, labels, tmp_path / "mine")
-    GMMModes([1, 3, 5], dimensions=2, per_class=250, covariance_type="diag", seed=3).on_test_epoch_end(trainer, task)
-    chosen = class_balanced(labels.numpy(), 250, 3)
-    latents = task.encode(images).numpy()[chosen]
-    expected = analyse_modes("mine", latents, latents, [1, 3, 5], 2, covariance_type="diag", seed=3)
-    assert read_json(tmp_path / "mine" / "analysis" / "gmm_modes_step=000000000.json") == [expected]
-    assert task.logged["validation/gmm_modes_bic"] == 3
-    assert task.logged["validation/gmm_modes_nll"] == expected.modes_by_held_out_nll
-    for fit in expected.fits:
-        assert task.logged[f"gmm_nll/{fit.components}"] == fit.nll_fit
-        assert task.logged[f"gmm_nll_held_out/{fit.components}"] == fit.nll_held_out
-        assert task.logged[f"gmm_bic/{fit.components}"] == fit.bic
-        assert task.logged[f"gmm_largest_mean_norm/{fit.components}"] == fit.largest_mean_norm
-        assert task.logged[f"gmm_smallest_weight/{fit.components}"] == fit.smallest_weight
-        assert task.logged[f"gmm_converged/{fit.components}"] == fit.converged
-    assert len((tmp_path / "mine" / "analysis" / "gmm_modes_step=000000000.csv").read_text().splitlines()) == 4
-    assert Image.open(tmp_path / "mine" / "pictures" / "gmm_modes_step=000000000.png").size == (768, 504)
+def clusters(counts: dict[float, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images of which one latent value differs, and the clusters that they belong to."""
+    values = torch.cat([torch.full((count,), value) for value, count in counts.items()])
+    images = torch.zeros(len(values), 3, 4, 4)
+    images[:, 0, 0, 0] = values
+    return images, values.unique(return_inverse=True)[1]
+
+
+def test_three_points_are_three_modes_of_known_likelihood(tmp_path: Path) -> None:
+    """Training latents lie at -8, 0 and 8, of which 25 each are taken; held-out ones lie at 0."""
+    splits = {"train": clusters({-8.0: 50, 0.0: 25, 8.0: 31}), "validation": clusters({0.0: 40})}
+
+    def loader(split: str, max_samples: int) -> list[dict[str, torch.Tensor]]:
+        images, labels = splits[split]
+        indices = torch.arange(len(images))
+        return [{"images": images, "labels": labels, "valid": indices >= 0, "indices": indices}]
+
+    data = SimpleNamespace(evaluation_dataloader=loader)
+    task, trainer = Task(), validating(*splits["train"], tmp_path / "mine", datamodule=data)
+    callback = GMMModes([1, 3], dimensions=1, per_class=25, covariance_type="diag", regularization=0.01)
+    callback.on_test_epoch_end(trainer, task)
+    one, three = 74 / 75 + 0.01, 0.01  # variances of the components, of standardised latents
+    nll = {
+        1: (0.5 * (np.log(2 * np.pi * one) + 74 / 75 / one), 0.5 * np.log(2 * np.pi * one)),
+        3: (np.log(3) + 0.5 * np.log(2 * np.pi * three),) * 2,
+    }
+    far = 8 / (2 * 64 / 3 * 75 / 74) ** 0.5
+    expected = {"validation/gmm_modes_nll": 3, "validation/gmm_modes_bic": 3}
+    for count, norm, weight, parameters in ((1, 0, 1, 2), (3, far, 1 / 3, 8)):
+        fit, held_out = nll[count]
+        expected |= {
+            f"gmm_nll/{count}": fit,
+            f"gmm_nll_held_out/{count}": held_out,
+            f"gmm_bic/{count}": 2 * 75 * fit + parameters * np.log(75),
+            f"gmm_largest_mean_norm/{count}": norm,
+            f"gmm_smallest_weight/{count}": weight,
+            f"gmm_converged/{count}": 1,
+        }
+    assert task.logged == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    name = "gmm_modes_step=000000000"
+    (analysis,) = read_json(tmp_path / "mine" / "analysis" / f"{name}.json")
+    assert (analysis.name, analysis.samples, analysis.held_out_samples) == ("mine", 75, 25)
+    with (tmp_path / "mine" / "analysis" / f"{name}.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["components"], float(row["nll_held_out"])) for row in rows] == [
+        (str(count), pytest.approx(nll[count][1], rel=1e-9)) for count in (1, 3)
+    ]
+    picture = np.asarray(Image.open(tmp_path / "mine" / "pictures" / f"{name}.png"))
+    assert picture.shape == (504, 768, 3)
+    assert (picture == [31, 119, 180]).all(-1).sum() > 500  # a curve in the first colour
 
 
 def validations(callback: GMMModes, steps: int, position: int = 0) -> list[int]:
