@@ -17,22 +17,28 @@ class Shared:
     """Values that several parts of an experiment use; configs refer to them as ``${shared.NAME}``.
 
     Args:
+        name: name of the experiment, from which others of its runs are named.
         image_size: height and width of images in pixels, of the data and of the tokenizer.
         num_classes: number of labels, of the data and of the denoiser.
-        data: folder of the packed images.
+        data_root: folder of the packed images.
         cache: folder of the latent cache.
         tokenizer_run: run directory of stage 1.
         decoder_run: run directory of stage 2.
         denoiser_run: run directory of stage 3.
+        max_steps: length of training in steps.
+        discriminator_start: step at which adversarial training begins.
     """
 
+    name: str | None = None
     image_size: int | None = None
     num_classes: int | None = None
-    data: str | None = None
+    data_root: str | None = None
     cache: str | None = None
     tokenizer_run: str | None = None
     decoder_run: str | None = None
     denoiser_run: str | None = None
+    max_steps: int | None = None
+    discriminator_start: int | None = None
 
 
 class InterpolationError(ValueError):

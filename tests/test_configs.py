@@ -1,5 +1,7 @@
-"""Every shipped YAML parses and runs two steps under the tiny overlay; the ImageNet configs say what the paper says."""
+"""Every YAML builds under a tiny overlay, three train two steps; the ImageNet configs say what the paper says."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,15 +11,39 @@ from lightning.pytorch.cli import LightningArgumentParser
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datamodules import LatentShards, Loading
-from main import main
+from main import MAETokCLI, main
 from tests.support.helpers import EXPERIMENTS, ROOT, run
 
 CONFIGS = ROOT / "configs"
 ABLATIONS = sorted(path.stem for path in (CONFIGS / "ablation").glob("*.yaml"))
-LATENTS = sorted(path.stem for path in EXPERIMENTS.glob("*_latents.yaml"))
 STAGES = ("maetok_b128", "decoder")
-DECODERS = sorted(path.stem for path in EXPERIMENTS.glob("*_decoder.yaml"))
-NAMES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml") if "TokenizerTraining" in path.read_text())
+TOKENIZERS = ("digits_tokenizer", "imagenet256_maetok_b128", "imagenet512_maetok_b128")
+TINY_DECODER, TINY_LATENTS = (
+    f"--config={CONFIGS / 'overlay' / f'tiny_{name}.yaml'}" for name in ("decoder", "latents")
+)
+Train = Callable[[str], MAETokCLI]
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory: pytest.TempPathFactory, digits_root: Path) -> Train:
+    """Return a function that gives the command line of stage 1 after two steps, which it takes when first asked."""
+    return cache(lambda name: run("fit", name, tmp_path_factory.mktemp(name), digits_root))
+
+
+@pytest.fixture
+def build(tmp_path: Path, digits_root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., MAETokCLI]:
+    """Return ``run`` without the training: everything is parsed and built."""
+
+    def built(subcommand: str, name: str, *arguments: str, **options: str) -> MAETokCLI:
+        with monkeypatch.context() as patch:
+            patch.setattr(MAETokCLI, "_run_subcommand", lambda *_: None)
+            return run(subcommand, name, tmp_path, digits_root, *arguments, **options)
+
+    return built
+
+
+def path_of(trained: MAETokCLI) -> str:
+    return f"--model.init_args.init_from.path={trained.trainer.default_root_dir}"
 
 
 def printed_config(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
@@ -44,38 +70,94 @@ def test_all_configs_are_yaml() -> None:
     assert all(isinstance(yaml.safe_load(path.read_text()), dict) for path in paths)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_experiments_run_two_steps(name: str, tmp_path: Path, digits_root: Path) -> None:
-    run("fit", name, tmp_path, digits_root)
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_tokenizers_build(name: str, build: Callable[..., MAETokCLI]) -> None:
+    cli = build("fit", name)
+    assert cli.model.model.tokenizer.image_size == cli.datamodule.image_size == (64, 64)
+    assert set(cli.model.targets) == ({"hog"} if name.startswith("digits") else {"hog", "dinov2", "siglip"})
+    assert (cli.model.discriminator is None) == name.startswith("digits")
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablations_build(name: str, build: Callable[..., MAETokCLI]) -> None:
+    overlay = f"--config={CONFIGS / 'overlay' / 'tiny.yaml'}"
+    cli = build("fit", "imagenet256_maetok_b128", f"--config={CONFIGS / 'ablation' / name}.yaml", overlay)
+    expected = {
+        "ae": set(),
+        "kl_vae": set(),
+        "mask_pixel": set(),
+        "mask_hog": {"hog"},
+        "mask_dinov2": {"dinov2"},
+        "mask_siglip": {"siglip"},
+    }
+    assert set(cli.model.targets) == expected.get(name, {"hog", "dinov2", "siglip"})
+    assert (cli.model.mask_ratio.high == 0) == (name in ("ae", "kl_vae"))
+    assert type(cli.model.model.tokenizer.bottleneck).__name__ == ("KL" if "kl_vae" in name else "Plain") + "Bottleneck"
+    assert cli.model.model.tokenizer.mask_mode == ("drop" if name == "mask_drop" else "replace")
+    latent_tokens = 256 if name == "latent_tokens_256" else 128
+    assert cli.model.model.tokenizer.latent_tokens == latent_tokens
+
+
+@pytest.mark.parametrize(
+    ("experiment", "arguments"),
+    [
+        ("digits_tokenizer", []),
+        ("imagenet512_maetok_b128", [
+            "--config={configs}/ablation/kl_vae_mask.yaml", "--config={configs}/ablation/mask_drop.yaml",
+            "--config={configs}/overlay/tiny.yaml",
+            "--trainer.precision=bf16-mixed", "--model.init_args.activation_checkpointing=true",
+        ]),
+        ("imagenet256_maetok_b128", [
+            "--model.init_args.discriminator={configs}/discriminator/patchgan.yaml",
+            "--model.init_args.tokenizer.init_args.bottleneck={configs}/bottleneck/softvq.yaml",
+            "--model.init_args.objective.init_args.adversarial.form=non_saturating",
+            "--model.init_args.objective.init_args.adversarial.consistency_weight=4.0",
+        ]),
+    ],
+    ids=["digits", "variational_drop_bf16", "patchgan_softvq_non_saturating"],
+)  # fmt: skip
+def test_three_that_cover_the_most_train_two_steps(
+    experiment: str, arguments: list[str], tmp_path: Path, digits_root: Path
+) -> None:
+    run("fit", experiment, tmp_path, digits_root, *(argument.format(configs=CONFIGS) for argument in arguments))
     assert_ran(tmp_path)
 
 
 def tokenizer_of(name: str) -> str:
-    """The experiment whose weights another one begins with."""
+    """Return the experiment whose weights another one begins with."""
     config = yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text())
-    return Path(config["model"]["init_args"]["init_from"]["path"]).name
+    return Path(config["shared"]["tokenizer_run"]).name
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", ["digits_decoder", "imagenet256_decoder"])
 def test_decoders_are_fine_tuned_from_the_tokenizer_that_the_config_names(
-    name: str, tmp_path: Path, digits_root: Path
+    name: str, tmp_path: Path, digits_root: Path, train: Train
 ) -> None:
-    before = run("fit", tokenizer_of(name), tmp_path / "tokenizer", digits_root).model.averaged_model.tokenizer
-    tiny = f"--config={CONFIGS / 'overlay' / 'tiny_decoder.yaml'}"
-    init_from = f"--model.init_args.init_from.path={tmp_path / 'tokenizer'}"
-    cli = run("fit", name, tmp_path / "decoder", digits_root, init_from, overlay=tiny)
-    assert_ran(tmp_path / "decoder")
+    stage_1 = train(tokenizer_of(name))
+    before = stage_1.model.averaged_model.tokenizer
+    cli = run("fit", name, tmp_path, digits_root, path_of(stage_1), overlay=TINY_DECODER)
+    assert_ran(tmp_path)
     assert cli.model.averaged_model.tokenizer.latents_hash() == before.latents_hash()
     assert not torch.equal(cli.model.averaged_model.tokenizer.decoder.output.weight, before.decoder.output.weight)
     assert cli.model.mask_ratio == (0.5 if name.startswith("digits") else 0.6)
 
 
-def test_validating_before_stage_2_measures_the_tokenizer_it_begins_with(tmp_path: Path, digits_root: Path) -> None:
+def test_the_other_decoder_and_latents_build(build: Callable[..., MAETokCLI], train: Train) -> None:
+    stage_1 = train("imagenet256_maetok_b128")
+    assert tokenizer_of("imagenet512_decoder") == tokenizer_of("imagenet512_latents") == "imagenet512_maetok_b128"
+    decoder = build("fit", "imagenet512_decoder", path_of(stage_1), overlay=TINY_DECODER)
+    latents = build("predict", "imagenet512_latents", path_of(stage_1), overlay=TINY_LATENTS)
+    assert decoder.model.mask_ratio == 0.6
+    expected = stage_1.model.averaged_model.tokenizer.latents_hash()
+    assert decoder.model.averaged_model.tokenizer.latents_hash() == latents.model.tokenizer_hash == expected
+
+
+def test_validating_before_stage_2_measures_the_tokenizer_it_begins_with(
+    tmp_path: Path, digits_root: Path, train: Train
+) -> None:
     """So metrics before and after come from one command, ``validate``, without and with ``--ckpt_path last``."""
-    stage_1 = run("fit", "digits_tokenizer", tmp_path / "tokenizer", digits_root)
-    tiny = f"--config={CONFIGS / 'overlay' / 'tiny_decoder.yaml'}"
-    init_from = f"--model.init_args.init_from.path={tmp_path / 'tokenizer'}"
-    before = run("validate", "digits_decoder", tmp_path / "before", digits_root, init_from, overlay=tiny)
+    stage_1 = train("digits_tokenizer")
+    before = run("validate", "digits_decoder", tmp_path, digits_root, path_of(stage_1), overlay=TINY_DECODER)
     expected, found = stage_1.trainer.callback_metrics, before.trainer.callback_metrics
     names = {f"validation/{name}" for name in ("psnr", "ssim", "l1", "linear_probe")}
     assert names <= expected.keys()
@@ -85,15 +167,15 @@ def test_validating_before_stage_2_measures_the_tokenizer_it_begins_with(tmp_pat
 
 def test_dropping_masked_patches_is_an_overlay_on_both_stages_of_a_tokenizer(tmp_path: Path, digits_root: Path) -> None:
     drop = f"--config={CONFIGS / 'ablation' / 'mask_drop.yaml'}"
-    stage_1 = run("fit", "digits_tokenizer", tmp_path / "tokenizer", digits_root, drop).model.averaged_model.tokenizer
+    trained = run("fit", "digits_tokenizer", tmp_path / "tokenizer", digits_root, drop)
+    stage_1 = trained.model.averaged_model.tokenizer
     assert not any(name.endswith("encoder.mask_token") for name, _ in stage_1.named_parameters())
-    tiny = f"--config={CONFIGS / 'overlay' / 'tiny_decoder.yaml'}"
-    init_from = f"--model.init_args.init_from.path={tmp_path / 'tokenizer'}"
-    cli = run("fit", "digits_decoder", tmp_path / "decoder", digits_root, init_from, drop, overlay=tiny)
+    options = [digits_root, path_of(trained)]
+    cli = run("fit", "digits_decoder", tmp_path / "decoder", *options, drop, overlay=TINY_DECODER)
     assert cli.model.model.tokenizer.mask_mode == "drop"
     assert cli.model.averaged_model.tokenizer.latents_hash() == stage_1.latents_hash()
     with pytest.raises(ValueError, match=r"(?s)init_from\.path=.*encoder\.mask_token"):
-        run("fit", "digits_decoder", tmp_path / "other", digits_root, init_from, overlay=tiny)
+        run("fit", "digits_decoder", tmp_path / "other", *options, overlay=TINY_DECODER)
 
 
 @pytest.mark.parametrize("size", [256, 512])
@@ -114,67 +196,22 @@ def test_imagenet_decoders_are_the_papers(size: int, capsys: pytest.CaptureFixtu
     assert second["data"]["init_args"]["batch_size"] == 512
 
 
-@pytest.mark.parametrize("name", LATENTS)
-def test_latents_of_the_tokenizer_that_the_config_names(name: str, tmp_path: Path, digits_root: Path) -> None:
-    trained = run("fit", tokenizer_of(name), tmp_path / "run", digits_root)
-    cli = main(
-        [
-            "predict",
-            f"--config={EXPERIMENTS / name}.yaml",
-            f"--config={CONFIGS / 'overlay' / 'tiny_latents.yaml'}",
-            f"--trainer.default_root_dir={tmp_path / 'latents'}",
-            f"--trainer.callbacks.output={tmp_path / 'cache'}",
-            f"--data.init_args.root={digits_root}",
-            f"--model.init_args.init_from.path={tmp_path / 'run'}",
-        ]
-    )
+@pytest.mark.parametrize("name", ["digits_latents", "imagenet256_latents"])
+def test_latents_of_the_tokenizer_that_the_config_names(
+    name: str, tmp_path: Path, digits_root: Path, train: Train
+) -> None:
+    trained = train(tokenizer_of(name))
+    output = f"--trainer.callbacks.output={tmp_path / 'cache'}"
+    cli = run("predict", name, tmp_path, digits_root, output, path_of(trained), overlay=TINY_LATENTS)
     assert cli.model.tokenizer_hash == trained.model.averaged_model.tokenizer.latents_hash()
-    cache = LatentShards(str(tmp_path / "cache"), num_classes=10, loading=Loading(num_workers=0), batch_size=100)
-    images, latents = (next(iter(data.evaluation_dataloader("validation"))) for data in (cli.datamodule, cache))
+    cached = LatentShards(str(tmp_path / "cache"), num_classes=10, loading=Loading(num_workers=0), batch_size=100)
+    images, latents = (next(iter(data.evaluation_dataloader("validation"))) for data in (cli.datamodule, cached))
     pixels = cli.datamodule.on_after_batch_transfer(images, 0)["images"][:100]
     torch.testing.assert_close(
-        cache.on_after_batch_transfer(latents, 0)["latents"], trained.model.encode(pixels), atol=2e-3, rtol=2e-3
+        cached.on_after_batch_transfer(latents, 0)["latents"], trained.model.encode(pixels), atol=2e-3, rtol=2e-3
     )
-    assert len(cache.index("train")) == 4000
-    assert cache.index("train").variants == (1 if name.startswith("digits") else 2)
-
-
-@pytest.mark.parametrize("name", ABLATIONS)
-def test_ablations_run_two_steps(name: str, tmp_path: Path, digits_root: Path) -> None:
-    arguments = [f"--config={CONFIGS / 'ablation' / name}.yaml", f"--config={CONFIGS / 'overlay' / 'tiny.yaml'}"]
-    cli = run("fit", "imagenet256_maetok_b128", tmp_path, digits_root, *arguments)
-    assert_ran(tmp_path)
-    expected = {
-        "ae": set(),
-        "kl_vae": set(),
-        "mask_pixel": set(),
-        "mask_hog": {"hog"},
-        "mask_dinov2": {"dinov2"},
-        "mask_siglip": {"siglip"},
-    }
-    assert set(cli.model.targets) == expected.get(name, {"hog", "dinov2", "siglip"})
-    assert (cli.model.mask_ratio.high == 0) == (name in ("ae", "kl_vae"))
-    assert type(cli.model.model.tokenizer.bottleneck).__name__ == ("KL" if "kl_vae" in name else "Plain") + "Bottleneck"
-    assert cli.model.model.tokenizer.mask_mode == ("drop" if name == "mask_drop" else "replace")
-    latent_tokens = 256 if name == "latent_tokens_256" else 128
-    assert cli.model.model.tokenizer.latent_tokens == latent_tokens
-
-
-@pytest.mark.parametrize(
-    "replaced",
-    [
-        ["--model.init_args.discriminator={configs}/discriminator/patchgan.yaml"],
-        ["--model.init_args.tokenizer.init_args.bottleneck={configs}/bottleneck/softvq.yaml"],
-        ["--model.init_args.objective.init_args.adversarial.form=non_saturating",
-         "--model.init_args.objective.init_args.adversarial.consistency_weight=4.0"],
-        ["--trainer.precision=bf16-mixed", "--model.init_args.activation_checkpointing=true"],
-    ],
-    ids=["patchgan", "softvq", "non_saturating", "bf16"],
-)  # fmt: skip
-def test_alternatives_run_two_steps(replaced: list[str], tmp_path: Path, digits_root: Path) -> None:
-    arguments = [argument.format(configs=CONFIGS) for argument in replaced]
-    run("fit", "imagenet256_maetok_b128", tmp_path, digits_root, *arguments)
-    assert_ran(tmp_path)
+    assert len(cached.index("train")) == 4000
+    assert cached.index("train").variants == (1 if name.startswith("digits") else 2)
 
 
 @pytest.mark.parametrize("size", [256, 512])

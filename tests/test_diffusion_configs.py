@@ -18,26 +18,22 @@ from lightning_modules import LatentDiffusion, Sampling
 from maetok import Tokenizer
 from maetok.flow import Euler
 from maetok.hub.export import export
-from main import main
+from main import MAETokCLI, main
 from tests.support.helpers import EXPERIMENTS, ROOT, run
 
 CONFIGS = ROOT / "configs"
 TINY_DIFFUSION, TINY_SAMPLES = (CONFIGS / "overlay" / f"tiny_{name}.yaml" for name in ("diffusion", "samples"))
 
 
-def experiments(task_data: str) -> list[str]:
-    """Experiments of stage 3 with a datamodule."""
-    found = []
-    for path in sorted(EXPERIMENTS.glob("*.yaml")):
-        config = yaml.safe_load(path.read_text())
-        if "LatentDiffusion" in config["model"]["class_path"] and task_data in config["data"]["class_path"]:
-            found.append(path.stem)
-    return found
-
-
 Train = Callable[[str], tuple[Path, LatentDiffusion]]
-SAMPLES = experiments("SampleLabels")
-DIFFUSIONS = experiments("LatentShards")
+DIFFUSIONS = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml") if "LatentShards" in path.read_text())
+TRAINED = ("digits_sit", "imagenet256_lightningdit_xl", "imagenet256_sit_xl")
+"""One of each network and data set; the others differ in sizes and numbers that tests compare with the paper's."""
+
+
+def sampling_of(name: str) -> list[str]:
+    """Return the configs that sample from an experiment, relative to ``configs`` and without suffix."""
+    return ["experiment/digits_samples"] if name == "digits_sit" else [f"experiment/{name}", "overlay/samples"]
 
 
 def printed_config(capsys: pytest.CaptureFixture[str], subcommand: str, *names: str) -> dict:
@@ -53,7 +49,7 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     folder, size = tmp_path_factory.mktemp("tokenizers"), {"width": 32, "depth": 1, "num_heads": 2}
     parser = LightningArgumentParser()
     parser.add_class_arguments(Tokenizer, "tokenizer")
-    for name, tokens in (("digits", 16), ("maetok_b128_256", 128)):
+    for name, tokens in (("digits", 16), ("maetok_b128", 128)):
         arguments = yaml.safe_load((CONFIGS / "tokenizer" / f"{name}.yaml").read_text())["init_args"]
         bottleneck = arguments["bottleneck"]
         if isinstance(bottleneck, str):
@@ -83,7 +79,7 @@ def predict(name: str, output: Path, denoiser: Path, tokenizer: Path, *more: str
     return main(
         [
             "predict",
-            f"--config={EXPERIMENTS / name}.yaml",
+            *(f"--config={CONFIGS / config}.yaml" for config in sampling_of(name)),
             f"--config={TINY_SAMPLES}",
             *more,
             f"--trainer.default_root_dir={output}",
@@ -94,7 +90,7 @@ def predict(name: str, output: Path, denoiser: Path, tokenizer: Path, *more: str
     ).model
 
 
-@pytest.mark.parametrize("name", DIFFUSIONS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_experiments_train_two_steps(name: str, train: Train) -> None:
     folder, model = train(name)
     checkpoint = torch.load(folder / "checkpoints" / "step=000000002.ckpt", weights_only=True)
@@ -114,14 +110,25 @@ def test_experiments_train_two_steps(name: str, train: Train) -> None:
     assert model.objective.cosine_weight == (1.0 if "lightningdit" in name else 0.0)
 
 
-@pytest.mark.parametrize("name", SAMPLES)
+def test_the_other_experiments_build(
+    tmp_path: Path, digits_root: Path, tokenizers: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MAETokCLI, "_run_subcommand", lambda *_: None)
+    init_from = f"--model.init_args.init_from.path={tokenizers[128]}"
+    others = set(DIFFUSIONS) - set(TRAINED)
+    assert len(others) == 5
+    for name in others:
+        model = run("fit", name, tmp_path, digits_root, init_from, overlay=f"--config={TINY_DIFFUSION}").model
+        assert model.objective.cosine_weight == (1.0 if "lightningdit" in name else 0.0)
+        assert type(model.denoiser).__name__ == ("LightningDiT" if "lightningdit" in name else "SiT")
+        assert model.tokenizer.network.image_size == (64, 64)
+
+
+@pytest.mark.parametrize("name", TRAINED)
 def test_sampling_finds_the_weights_of_its_denoiser(
     name: str, tmp_path: Path, train: Train, tokenizers: dict[int, Path]
 ) -> None:
-    config = yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text())
-    source = Path(config["model"]["init_args"]["denoiser_from"]["path"]).name
-    assert source == name.removesuffix("_samples").replace("digits", "digits_sit")
-    folder, trained = train(source)
+    folder, trained = train(name)
     model = predict(name, tmp_path, folder, tokenizers[16 if name.startswith("digits") else 128])
     for key, value in trained.emas[0].network.state_dict().items():
         assert torch.equal(model.averaged_denoiser.state_dict()[key], value)
@@ -162,7 +169,7 @@ def test_autoguidance_overlay_guides_by_another_checkpoint(
     guide, key = folder / "checkpoints" / "step=000000001.ckpt", "final_layer.linear.weight"
     more = [f"--config={CONFIGS}/overlay/autoguidance.yaml", f"--config={TINY_SAMPLES}"]
     more += [f"--model.init_args.guide_from.path={guide}"]
-    model = predict("imagenet256_sit_xl_samples", tmp_path, folder, tokenizers[128], *more)
+    model = predict("imagenet256_sit_xl", tmp_path, folder, tokenizers[128], *more)
     early = torch.load(guide, weights_only=True)["state_dict"]
     assert torch.equal(model.guide.network.state_dict()[key], early[f"emas.0.network.{key}"])
     assert not torch.equal(model.guide.network.state_dict()[key], model.averaged_denoiser.state_dict()[key])
@@ -192,7 +199,6 @@ def assert_papers_sampling(sampling: dict, kind: str, scale: float, high: float)
 
 def test_all_imagenet_experiments_are_compared_with_the_paper() -> None:
     assert set(PAPER) | {"digits_sit"} == set(DIFFUSIONS)
-    assert {f"{name}_samples" for name in PAPER} | {"digits_samples"} == set(SAMPLES)
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -230,7 +236,7 @@ def test_imagenet_configs_are_the_papers(name: str, capsys: pytest.CaptureFixtur
 def test_sampling_is_the_papers(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     kind, _, _, scale, high = PAPER[name]
     overlays = ["overlay/autoguidance"] if name == "imagenet256_sit_xl" else []
-    config = printed_config(capsys, "predict", f"experiment/{name}_samples", *overlays)
+    config = printed_config(capsys, "predict", *sampling_of(name), *overlays)
     trained = printed_config(capsys, "fit", f"experiment/{name}")
     data, model = config["data"]["init_args"], config["model"]["init_args"]
     assert (data["count"], data["num_classes"], data["labels"]) == (50_000, 1000, "balanced")
@@ -238,4 +244,8 @@ def test_sampling_is_the_papers(name: str, capsys: pytest.CaptureFixture[str]) -
     assert_papers_sampling(model["sampling"], kind, scale, high)
     for part in ("denoiser", "tokenizer", "init_from"):
         assert model[part] == trained["model"]["init_args"][part]
+    assert model["denoiser_from"]["path"] == f"runs/{name}"
+    experiment = f"{name}_{'autoguidance' if overlays else 'samples'}"
+    assert config["experiment"] == experiment
+    assert config["trainer"]["callbacks"][-1]["init_args"]["output"] == f"runs/{experiment}/samples"
     assert (model["guide_from"] is not None) == bool(overlays)
