@@ -79,7 +79,8 @@ class AutoencoderTask(Task):
 
     def configure_model(self) -> None:
         """Apply the compile and activation-checkpointing switches to the trained networks, and shard them."""
-        self.model.set_activation_checkpointing(self.activation_checkpointing)
+        if self.activation_checkpointing:
+            self.model.set_activation_checkpointing(True)
         if self.compile_blocks:
             self.model.compile_blocks()
         self.shard_for_training(self.model)

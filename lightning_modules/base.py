@@ -94,7 +94,7 @@ class Task(LightningModule):
         """(B, 3, H, W) in [-1, 1] -> reconstructions of the same shape."""
         raise NotImplementedError
 
-    def sample(self, labels: Tensor, indices: Tensor, guidance_scale: float | None = None) -> Tensor:
+    def sample(self, condition: Any, indices: Tensor, guidance_scale: float | None = None) -> Tensor:
         """Labels (n,) and numbers of the samples (n,) -> images (n, 3, H, W) in [-1, 1]; diffusion only."""
         raise NotImplementedError
 
@@ -180,10 +180,10 @@ class Task(LightningModule):
                 f"model.init_args.tokenizer.init_args.image_size={own_size}: set both to one size"
             )
 
-    def check_classes(self, own_classes: int) -> None:
-        """Raise ValueError unless data and denoiser, whose configs both state it, agree on the number of classes."""
+    def check_classes(self, own_classes: int | None) -> None:
+        """Raise ValueError unless data and a denoiser with classes (not None) agree on their number."""
         classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", own_classes)
-        if classes != own_classes:
+        if own_classes is not None and classes != own_classes:
             raise ValueError(
                 f"data.init_args.num_classes={classes}, but model.init_args.denoiser.init_args.num_classes="
                 f"{own_classes}: set both to one number"

@@ -1,31 +1,30 @@
 """Stage 3: train a denoiser on latents, and sample images with it (paper section 3.3)."""
 
 from collections.abc import Sequence
-from functools import cached_property, reduce
-from itertools import chain
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from lightning_modules.base import Optimization, Task
+from lightning_modules.latent_moments import measured_moments, published_moments
 from lightning_modules.sampling import (
     DenoiserFrom,
     Sampling,
+    check_guidance,
     check_published,
     check_sizes,
     guiding_network,
-    published_statistics,
 )
 from maetok.checkpoints.runs import InitFrom
 from maetok.flow import FlowObjective, index_noise, sample
 from maetok.formats.channel_moments import ChannelMoments
 from maetok.metrics import to_uint8
-from maetok.networks import Denoiser, Tokenizer, drop_labels
+from maetok.networks import Denoiser, Tokenizer
 from maetok.networks.denoiser.normalizer import LatentNormalizer
-from maetok.runtime.distributed import gather_over_ranks
 from maetok.runtime.pretrained import UnregisteredModule
 from maetok.runtime.weights import weights_hash
 from maetok.training.ema import EMA
@@ -99,13 +98,14 @@ class LatentDiffusion(Task):
         self.normalizer = LatentNormalizer(denoiser.latent_channels)
         self.guide_from = guide_from.located() if guide_from is not None else None
         self.guide = guiding_network(denoiser, guide, self.guide_from)
+        check_guidance(denoiser, sampling.guidance_scale, self.guide is not None)
         self.denoiser_from = denoiser_from.located() if denoiser_from is not None else None
         if self.denoiser_from is not None:
             self.denoiser_from.load(denoiser)
             InitFrom(self.denoiser_from.path, "normalizer.").load(self.normalizer)
         self.statistics_from = statistics_from
         if statistics_from is not None:
-            self.normalizer.set_statistics(*published_statistics(statistics_from, denoiser.latent_channels))
+            self.normalizer.set_statistics(*published_moments(statistics_from, denoiser.latent_channels))
         self.denoiser = denoiser
         self.emas = nn.ModuleList(EMA(denoiser, decay) for decay in ema_decays)
         self.objective = objective if objective is not None else FlowObjective()
@@ -138,7 +138,8 @@ class LatentDiffusion(Task):
 
     def configure_model(self) -> None:
         """Apply the switches to the denoiser, trained and (compilation) averaged, and shard both."""
-        self.denoiser.set_activation_checkpointing(self.activation_checkpointing)
+        if self.activation_checkpointing:
+            self.denoiser.set_activation_checkpointing(True)
         for network in (self.denoiser, self.averaged_denoiser) if self.compile_blocks else ():
             network.compile_blocks()
         self.shard_for_training(self.denoiser)
@@ -156,26 +157,16 @@ class LatentDiffusion(Task):
         if self.checkpoint_step or self.statistics_from is not None:
             return
         data = self.trainer.datamodule.index("train")  # type: ignore[attr-defined]
-        mean, std = (data.mean, data.std) if hasattr(data, "std") else self.measured_statistics()
+        mean, std = (data.mean, data.std) if hasattr(data, "std") else measured_moments(self, self.statistics_samples)
         self.normalizer.set_statistics(torch.as_tensor(mean).float(), torch.as_tensor(std).float())
-
-    @torch.no_grad()
-    def measured_statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation (C,) float64 of the latents of training images, over all processes."""
-        rank_zero_info(f"measuring the latents of up to {self.statistics_samples} training images")
-        parts: list[ChannelMoments] = []
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        for loaded in data.evaluation_dataloader("train", self.statistics_samples):
-            batch = self.trainer.strategy.batch_to_device(loaded)
-            latents = self.raw_latents(batch)[batch["valid"]]
-            if len(latents):
-                parts.append(ChannelMoments.of(latents.float().cpu().numpy()))
-        merged = reduce(ChannelMoments.merge, chain(*gather_over_ranks(parts)))
-        return merged.mean, merged.std
 
     def raw_latents(self, batch: dict[str, Tensor]) -> Tensor:
         """Latents (B, L, C) of a batch of latents or of images."""
         return batch["latents"] if "latents" in batch else self.encode(batch["images"])
+
+    def valid_condition(self, batch: dict[str, Tensor]) -> Any:
+        """Return the condition of the valid samples of a batch."""
+        return tree_map_only(Tensor, lambda value: value[batch["valid"]], self.denoiser.condition_of(batch))
 
     def training_noise(self, latents: Tensor) -> Tensor:
         """Noise (B, L, C); each sample of a run has its own, whatever the number of processes."""
@@ -189,8 +180,9 @@ class LatentDiffusion(Task):
         latents = self.normalizer.normalize(self.raw_latents(batch))
         uniform = self.uniform(rng, len(latents), 2)
         noise = self.training_noise(latents)
-        labels = drop_labels(batch["labels"], uniform[:, 1], self.label_dropout, self.denoiser.num_classes)
-        losses, terms = self.objective.loss(self.denoiser, latents, noise, uniform[:, 0], labels)
+        condition = self.denoiser.condition_of(batch)
+        condition = self.denoiser.drop_condition(condition, uniform[:, 1], self.label_dropout)
+        losses, terms = self.objective.loss(self.denoiser, latents, noise, uniform[:, 0], condition)
         loss = losses.mean()
         self.backward_micro_batch(0, loss)
         scalars: dict[str, Tensor | float] = {f"train/{name}": term for name, term in terms.items()}
@@ -218,7 +210,7 @@ class LatentDiffusion(Task):
         bins = indices % self.validation_bins
         noise = index_noise(VALIDATION_SEED, indices, shape=latents.shape[1:])
         times = (bins + 0.5) / self.validation_bins
-        terms = self.objective.terms_at(self.averaged_denoiser, latents, noise, times, batch["labels"][valid])
+        terms = self.objective.terms_at(self.averaged_denoiser, latents, noise, times, self.valid_condition(batch))
         self.bin_sums[0].index_add_(0, bins.cpu(), terms["velocity_mse"].double().cpu())
         self.bin_sums[1] += bins.cpu().bincount(minlength=self.validation_bins)
 
@@ -237,8 +229,8 @@ class LatentDiffusion(Task):
     on_test_epoch_end = on_validation_epoch_end
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Images (n, H, W, 3) uint8 of the n valid labels and sample indices of a batch."""
-        images = self.sample(batch["labels"][batch["valid"]], batch["indices"][batch["valid"]])
+        """Return images (n, H, W, 3) uint8 of the n valid samples of a batch."""
+        images = self.sample(self.valid_condition(batch), batch["indices"][batch["valid"]])
         return to_uint8(images).permute(0, 2, 3, 1)
 
     def sampling_identity(self) -> dict[str, Any]:
@@ -276,18 +268,18 @@ class LatentDiffusion(Task):
         return self.frozen_tokenizer().decode(latents)
 
     @torch.no_grad()
-    def sample(self, labels: Tensor, indices: Tensor, guidance_scale: float | None = None) -> Tensor:
-        """Images (n, 3, H, W), about [-1, 1], of labels (n,); each depends on label, index and sampling seed alone.
+    def sample(self, condition: Any, indices: Tensor, guidance_scale: float | None = None) -> Tensor:
+        """Return images (n, 3, H, W), about [-1, 1]. Each depends on its condition, index and the sampling seed only.
 
         Args:
-            labels: (n,) int64.
+            condition: of n samples, as the denoiser takes it: labels (n,) int64. A denoiser without labels ignores it.
             indices: (n,) int64, numbers of the samples, which decide their noise.
-            guidance_scale: that of ``sampling`` if not given.
+            guidance_scale: ``sampling.guidance_scale`` if not given.
         """
         sampling, shape = self.sampling, (self.denoiser.latent_tokens, self.denoiser.latent_channels)
         normalized = sample(
             self.averaged_denoiser,
-            labels,
+            condition,
             index_noise(sampling.seed, indices, shape=shape),
             solver=sampling.solver_or_default,
             guidance_scale=sampling.guidance_scale if guidance_scale is None else guidance_scale,

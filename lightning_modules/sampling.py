@@ -6,11 +6,9 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 
 from maetok.checkpoints.runs import InitFrom
 from maetok.flow import Euler, Solver
-from maetok.hub import published_latent_moments
 from maetok.networks import Denoiser, Tokenizer
 from maetok.runtime.pretrained import UnregisteredModule
 from maetok.runtime.weights import on_meta_device
@@ -92,6 +90,15 @@ def guiding_network(
     return UnregisteredModule(network if guide_from is None else guide_from.loaded_copy(network))
 
 
+def check_guidance(denoiser: Denoiser, scale: float, guided: bool) -> None:
+    """Raise ValueError for guidance without a null condition or a guide."""
+    if scale != 1.0 and not guided and not denoiser.has_null_condition:
+        raise ValueError(
+            f"model.init_args.sampling.guidance_scale={scale}, but the denoiser has no null condition (num_classes: "
+            "null): set guidance_scale to 1, or guide_from for autoguidance"
+        )
+
+
 def check_sizes(tokenizer: Tokenizer, denoiser: Denoiser) -> None:
     """Raise ValueError unless the denoiser's latents are those of the tokenizer."""
     own = denoiser.latent_tokens, denoiser.latent_channels
@@ -101,16 +108,6 @@ def check_sizes(tokenizer: Tokenizer, denoiser: Denoiser) -> None:
             f"model.init_args.denoiser has (latent_tokens, latent_channels) = {own}, but the tokenizer {theirs}: set "
             "both to one size"
         )
-
-
-def published_statistics(path_or_repo: str, channels: int) -> list[Tensor]:
-    """Mean and standard deviation (C,) of a published model's latents, also where it has one number for all channels.
-
-    Raises:
-        FileNotFoundError: if there is no such model.
-        ValueError: if it brings no statistics.
-    """
-    return [value.expand(channels) if value.ndim == 0 else value for value in published_latent_moments(path_or_repo)]
 
 
 def check_published(denoiser: Denoiser, statistics_from: str | None) -> None:

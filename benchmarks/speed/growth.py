@@ -11,7 +11,7 @@ from benchmarks.harness import Numbers
 from benchmarks.speed.networks import base_tokenizer
 from benchmarks.speed.variants import SUITE, count_flops, settings_of
 from maetok import SiT
-from maetok.networks.denoiser.denoiser import SIZES
+from maetok.networks.denoiser.transformer import SIZES
 from maetok.runtime.memory import keep_freed_memory
 
 

@@ -14,7 +14,7 @@ from benchmarks.speed.variants import REFERENCE, SUITE, Precision, autocast, mea
 from maetok import SiT, Tokenizer
 from maetok.flow import Euler, sample
 from maetok.networks import MaskedAutoencoder, MaskRatio, random_mask
-from maetok.networks.denoiser.denoiser import SIZES
+from maetok.networks.denoiser.transformer import SIZES
 from maetok.networks.inference import prepare_for_inference
 from maetok.training.ema import EMA
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from maetok import SiT, Tokenizer
-from maetok.networks.denoiser.denoiser import ConditionedBlock, modulate
+from maetok.networks.denoiser.transformer import ConditionedBlock, modulate
 from maetok.networks.layers.attention import Attention
 from maetok.networks.layers.patches import grid_of, unpatchify
 from maetok.networks.layers.vit import Block, ModulatedBlock, modulate_latent_tokens

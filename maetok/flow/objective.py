@@ -1,6 +1,7 @@
-"""Flow matching loss of a denoiser; time and noise are functions of what the caller supplies."""
+"""Flow matching loss of a denoiser. The caller supplies all random numbers."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,24 +17,24 @@ class Weighting(ABC):
 
     @abstractmethod
     def __call__(self, interpolant: Interpolant, t: Tensor) -> Tensor:
-        """Weights (B,) >= 0 at times (B,) in [0, 1]."""
+        """Return the weights (B,) >= 0 at times (B,) in [0, 1]."""
 
 
 class UniformWeighting(Weighting):
     """Weight 1 at all times: the plain flow matching loss (SiT)."""
 
     def __call__(self, interpolant: Interpolant, t: Tensor) -> Tensor:
-        """Ones."""
+        """Return ones."""
         return torch.ones_like(t)
 
 
 class MinSNRWeighting(Weighting):
-    """Min-SNR weights (arXiv 2303.09556, section 3.4), carried over to velocities of any path.
+    """Min-SNR weights (arXiv 2303.09556, section 3.4), converted to velocities of any path.
 
-    There the squared error of predicted *data* has weight min(SNR, gamma), SNR = alpha^2 / sigma^2. A velocity error e
-    is a data error of sigma e / w with the wronskian w = alpha sigma' - alpha' sigma, hence the weight
-    min(SNR, gamma) sigma^2 / w^2 = min(alpha^2, gamma sigma^2) / w^2 of the squared velocity error; w is 1 on the
-    linear path and pi / 2 on the cosine path. It is 0 at both ends and largest where SNR = gamma.
+    The paper weights the squared error of predicted *data* by min(SNR, gamma), SNR = alpha^2 / sigma^2. A velocity
+    error e is a data error of sigma e / w with the wronskian w = alpha sigma' - alpha' sigma. The squared velocity
+    error therefore has the weight min(SNR, gamma) sigma^2 / w^2 = min(alpha^2, gamma sigma^2) / w^2; w is 1 on the
+    linear path and pi / 2 on the cosine path. The weight is 0 at both ends and largest where SNR = gamma.
 
     Args:
         gamma: largest weight of a data error; the paper's value is 5.
@@ -48,19 +49,19 @@ class MinSNRWeighting(Weighting):
         self.gamma = gamma
 
     def __call__(self, interpolant: Interpolant, t: Tensor) -> Tensor:
-        """min(alpha^2, gamma sigma^2) / (alpha sigma' - alpha' sigma)^2."""
+        """Return min(alpha^2, gamma sigma^2) / (alpha sigma' - alpha' sigma)^2."""
         signal, noise = interpolant.alpha(t).square(), interpolant.sigma(t).square()
         return torch.minimum(signal, self.gamma * noise) / interpolant.wronskian(t).square()
 
 
 class FlowObjective:
-    """Mean squared error of the velocity, and how far its direction is off.
+    """Mean squared error of the velocity, plus a weighted error of its direction.
 
     Args:
         interpolant: path from data to noise; default linear (paper).
         time: distribution of training times; default uniform.
         cosine_weight: weight of the mean over tokens of 1 - cosine similarity of predicted and true velocity over the
-            channels (LightningDiT, arXiv 2501.01423, section 3.3, which uses 1); 0 leaves it out.
+            channels (LightningDiT, arXiv 2501.01423, section 3.3, which uses 1); 0 omits it.
         weighting: weight of the squared error over time, not of the cosine term; default 1.
 
     Raises:
@@ -82,16 +83,16 @@ class FlowObjective:
         self.weighting = weighting if weighting is not None else UniformWeighting()
 
     def loss(
-        self, denoiser: DenoiserFunction, data: Tensor, noise: Tensor, uniform: Tensor, labels: Tensor
+        self, denoiser: DenoiserFunction, data: Tensor, noise: Tensor, uniform: Tensor, condition: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Losses at random times.
+        """Return the losses at random times.
 
         Args:
             denoiser: called once, with x_t in the dtype of ``data`` and t in float32.
             data: (B, L, C) normalized latents.
             noise: (B, L, C) standard normal.
             uniform: (B,) float in [0, 1) from which ``time`` makes t.
-            labels: (B,) int64, already replaced by the null label where it is dropped.
+            condition: of B samples, with the null condition already in place where it is dropped.
 
         Returns:
             Losses (B,) float32, and the mean of every unweighted term by name, without gradient.
@@ -100,27 +101,29 @@ class FlowObjective:
             ValueError: if shapes do not fit.
         """
         t = self.time(uniform, self.interpolant)
-        terms = self.terms_at(denoiser, data, noise, t, labels)
+        terms = self.terms_at(denoiser, data, noise, t, condition)
         return self._total(terms, t), {name: term.detach().mean() for name, term in terms.items()}
 
-    def losses_at(self, denoiser: DenoiserFunction, data: Tensor, noise: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """Losses (B,) float32 at given times ``t`` (B,) in [0, 1], such as a validation's bins; else as `loss`."""
-        return self._total(self.terms_at(denoiser, data, noise, t, labels), t)
+    def losses_at(self, denoiser: DenoiserFunction, data: Tensor, noise: Tensor, t: Tensor, condition: Any) -> Tensor:
+        """Return the losses (B,) float32 at given times ``t`` (B,) in [0, 1]; otherwise the same as `loss`."""
+        return self._total(self.terms_at(denoiser, data, noise, t, condition), t)
 
     def terms_at(
-        self, denoiser: DenoiserFunction, data: Tensor, noise: Tensor, t: Tensor, labels: Tensor
+        self, denoiser: DenoiserFunction, data: Tensor, noise: Tensor, t: Tensor, condition: Any
     ) -> dict[str, Tensor]:
-        """Unweighted terms (B,) float32 at times ``t`` (B,): velocity_mse and, if it counts, cosine_distance."""
-        rows = data.shape[0]
-        if noise.shape != data.shape or t.shape != (rows,) or labels.shape != (rows,):
-            shapes = [tuple(value.shape) for value in (data, noise, t, labels)]
-            raise ValueError(f"data, noise, times and labels have shapes {shapes}; want (B, L, C) twice and (B,) twice")
+        """Return the unweighted terms (B,) float32 at times ``t`` (B,).
+
+        They are velocity_mse and, if its weight is positive, cosine_distance.
+        """
+        if noise.shape != data.shape or t.shape != data.shape[:1]:
+            shapes = [tuple(value.shape) for value in (data, noise, t)]
+            raise ValueError(f"data, noise and times have shapes {shapes}; expected (B, L, C), (B, L, C) and (B,)")
         t, exact_data, exact_noise = t.float(), data.float(), noise.float()
         x = self.interpolant.interpolate(exact_data, exact_noise, t).to(data.dtype)
         target = self.interpolant.velocity(exact_data, exact_noise, t)
-        prediction = denoiser(x, t, labels).float()
+        prediction = denoiser(x, t, condition).float()
         if prediction.shape != target.shape:
-            raise ValueError(f"denoiser gives {tuple(prediction.shape)} for data of shape {tuple(data.shape)}")
+            raise ValueError(f"the denoiser returns {tuple(prediction.shape)} for data of shape {tuple(data.shape)}")
         terms = {"velocity_mse": (prediction - target).square().flatten(1).mean(1)}
         if self.cosine_weight:
             distance = 1.0 - F.cosine_similarity(prediction, target, dim=-1)

@@ -1,10 +1,12 @@
-"""Latents from noise and labels, and noise that depends on a sample's index alone."""
+"""Latents from noise and conditions, and noise that depends only on the index of a sample."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from maetok.flow.guidance import Autoguidance, DenoiserFunction, GuidedVelocity
 from maetok.flow.interpolants import Interpolant
@@ -14,29 +16,29 @@ from maetok.flow.solvers import Euler, Solver, StepNoise
 @torch.no_grad()
 def sample(
     denoiser: DenoiserFunction,
-    labels: Tensor,
+    condition: Any,
     noise: Tensor,
     solver: Solver | None = None,
     steps: int | None = None,
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
     guide: DenoiserFunction | None = None,
-    null_label: int | None = None,
+    null_condition: Any = None,
     step_noise: StepNoise | None = None,
     interpolant: Interpolant | None = None,
 ) -> Tensor:
-    """Normalized latents of the given classes.
+    """Sample normalized latents.
 
     Args:
-        denoiser: (x (n, L, C), t (n,), labels (n,)) -> velocity (n, L, C), in evaluation mode; see `GuidedVelocity`.
-        labels: (n,) int64; ``num_classes`` is no class.
+        denoiser: (x (n, L, C), t (n,), condition) -> velocity (n, L, C), in evaluation mode; see `GuidedVelocity`.
+        condition: of n samples, as the denoiser takes it: labels (n,) int64 for the denoisers of this suite.
         noise: (n, L, C) standard normal, for instance ``index_noise(seed, indices, shape=(L, C))``.
         solver: default `Euler` with 250 steps.
-        steps: number of steps if it is not the solver's own.
-        guidance_scale: at least 1; 1 is no guidance and costs n rows per call.
-        guidance_interval: (low, high) in [0, 1], both included, t = 0 being data; the paper's are [0, 0.65 to 0.75].
-        guide: an earlier or smaller denoiser to be guided by instead of the null label.
-        null_label: default the denoiser's ``num_classes``.
+        steps: number of steps; the solver's own if not given.
+        guidance_scale: at least 1; 1 disables guidance and costs n rows per call.
+        guidance_interval: (low, high) in [0, 1], both included; t = 0 is data. The paper uses [0, 0.65 to 0.75].
+        guide: an earlier or smaller denoiser that guides instead of the null condition.
+        null_condition: default the denoiser's ``without_condition(condition)``; a single value stands for all rows.
         step_noise: step -> (n, L, C), for stochastic solvers, for instance
             ``lambda step: index_noise(seed, indices, step, (L, C))``.
         interpolant: the path on which the denoiser was trained, for stochastic solvers; default linear.
@@ -45,15 +47,17 @@ def sample(
         (n, L, C) in the dtype of ``noise``, without gradient.
 
     Raises:
-        ValueError: if shapes do not fit, a number is out of range, or something that is needed was not given.
+        ValueError: if shapes do not fit, a number is out of range, or a needed argument is missing.
     """
-    if labels.shape != noise.shape[:1]:
-        raise ValueError(f"labels {tuple(labels.shape)} and noise {tuple(noise.shape)} differ in the number of samples")
+    rows = {len(value) for value in tree_leaves(condition) if isinstance(value, Tensor)}
+    if rows - {len(noise)}:
+        raise ValueError(f"condition and noise differ in the number of samples: {sorted(rows)} and {len(noise)}")
     if guide is not None:
-        velocity: GuidedVelocity = Autoguidance(denoiser, guide, labels, guidance_scale, guidance_interval)
+        velocity: GuidedVelocity = Autoguidance(denoiser, guide, condition, guidance_scale, guidance_interval)
     else:
-        null_label = null_label if null_label is not None else getattr(denoiser, "num_classes", None)
-        velocity = GuidedVelocity(denoiser, labels, guidance_scale, guidance_interval, null_label)
+        if null_condition is None and guidance_scale > 1.0 and hasattr(denoiser, "without_condition"):
+            null_condition = denoiser.without_condition(condition)
+        velocity = GuidedVelocity(denoiser, condition, guidance_scale, guidance_interval, null_condition)
     solver = solver if solver is not None else Euler()
     solver = solver if steps is None else solver.with_steps(steps)
     return solver(velocity, noise, step_noise, interpolant).to(noise.dtype)
@@ -66,18 +70,19 @@ def index_noise(
     shape: Sequence[int] = (),
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Standard normal noise that is a function of (seed, index, step, place) alone.
+    """Return standard normal noise that is a function of (seed, index, step, place) alone.
 
-    So a sample is the same in any batch, order and number of processes, and on any device up to the last bit of the
-    logarithm and cosine. Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), keyed by
-    the seed and counting (place, step, index), gives integers; Box-Muller in float64 makes them normal.
+    So a sample is the same in any batch, in any order and with any number of processes. On another device only the
+    last bit of logarithm and cosine may differ. Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy
+    as 1, 2, 3") gives integers: the seed is its key, (place, step, index) its counter. Box-Muller in float64 makes
+    them normal.
 
     Args:
         seed: in [0, 2^64).
         indices: n indices of samples in [0, 2^63).
-        step: -1 for the noise to start from, k >= 0 for that of a solver's step k.
+        step: -1 for the noise that sampling starts from, k >= 0 for the noise of a solver's step k.
         shape: shape of one sample, (L, C).
-        device: default that of ``indices``, or the CPU.
+        device: the device of ``indices`` if not given, or the CPU.
 
     Returns:
         (n, *shape) float32, at most 6.8 in size.

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from maetok.networks.layers.network import Network
 from maetok.runtime.pretrained import Normalization, UnregisteredModule, create_size_free_model
 
 
@@ -36,7 +37,7 @@ class DINOHead(nn.Module):
         return self.judge((hidden + update) * 0.5**0.5).flatten(1)
 
 
-class DINODiscriminator(nn.Module):
+class DINODiscriminator(Network):
     """Frozen features of a timm vision transformer at several depths, each judged by a trained head.
 
     The backbone is an :class:`UnregisteredModule`: checkpoints and optimizers hold the heads only. Every
@@ -74,6 +75,10 @@ class DINODiscriminator(nn.Module):
         self.backbone = UnregisteredModule(BackboneMaps(model, self.layers))
         self.heads = nn.ModuleList(DINOHead(model.embed_dim, kernel_size) for _ in self.layers)
 
+    def blocks(self) -> list[nn.Module]:
+        """Return the heads."""
+        return list(self.heads)
+
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, K) logits of all depths and positions; gradients reach the images."""
         if images.shape[-2:] != (self.image_size, self.image_size):
@@ -98,7 +103,7 @@ class BackboneMaps(nn.Module):
         )
 
 
-class PatchGAN(nn.Module):
+class PatchGAN(Network):
     """Fully convolutional discriminator that judges overlapping patches (pix2pix), with spectral norm.
 
     Args:
@@ -115,6 +120,10 @@ class PatchGAN(nn.Module):
             stages += [spectral_norm(nn.Conv2d(inputs, outputs, 4, stride=stride, padding=1)), nn.LeakyReLU(0.2)]
         stages.append(spectral_norm(nn.Conv2d(widths[-1], 1, 4, padding=1)))
         self.stages = nn.Sequential(*stages)
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the convolutions."""
+        return [stage for stage in self.stages if isinstance(stage, nn.Conv2d)]
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, K) logits, one per patch."""

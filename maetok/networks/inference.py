@@ -6,9 +6,8 @@ import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from maetok.networks.denoiser.denoiser import ConditionedBlock
 from maetok.networks.layers.attention import CPU_HAS_BFLOAT16
-from maetok.networks.layers.vit import Block, ModulatedBlock
+from maetok.networks.layers.network import all_blocks
 
 Replace = Callable[[nn.Module, str, nn.Module | nn.Parameter], None]
 """Sets an attribute of a module, and remembers what it was."""
@@ -49,7 +48,8 @@ def prepare_for_inference(network: nn.Module, bfloat16: bool) -> Callable[[], No
     before they are rounded, which makes the outputs a little more precise.
 
     Args:
-        network: any tokenizer or denoiser of the suite. It can neither be trained nor saved until this is undone.
+        network: any module; the blocks of every network inside it are prepared. It can neither be trained nor saved
+            until this is undone.
         bfloat16: the network will run under autocast to bfloat16, and only so.
 
     Returns:
@@ -65,12 +65,11 @@ def prepare_for_inference(network: nn.Module, bfloat16: bool) -> Callable[[], No
         for owner, name, original in reversed(replaced):
             setattr(owner, name, original)
 
-    for block in network.modules():
-        if isinstance(block, Block | ModulatedBlock | ConditionedBlock):
-            if bfloat16:
-                lower_weights(block, replace)
-            if block._compiled_call_impl is None:  # the compiler cannot handle packed weights
-                pack_weights(block, replace)
+    for block in all_blocks(network):
+        if bfloat16:
+            lower_weights(block, replace)
+        if block._compiled_call_impl is None:  # the compiler cannot handle packed weights
+            pack_weights(block, replace)
     return undo
 
 

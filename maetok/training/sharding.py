@@ -6,7 +6,6 @@ holds an equal share, and so of its gradient, its optimizer state and its moving
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -15,26 +14,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from maetok.networks.denoiser.denoiser import ConditionedBlock
-from maetok.networks.layers.rope import MixedRotaryEmbedding2d
-from maetok.networks.layers.vit import Block, ModulatedBlock
-from maetok.networks.tokenizer.bottlenecks import Bottleneck
+from maetok.networks.layers.network import CachesWeights, Network
 from maetok.runtime.distributed import several_processes
-
-BLOCKS = (Block, ModulatedBlock, ConditionedBlock)
-PRECISE = (Bottleneck, MixedRotaryEmbedding2d)
-"""Modules that compute in float32 whatever the precision of training: distances to codewords and angles need it."""
-
-
-class Divisible(Protocol):
-    """A network that knows its parts."""
-
-    def parts(self) -> list[nn.Module]:
-        """The modules that are called, each as a whole."""
 
 
 def shard(
-    network: nn.Module,
+    network: Network,
     mesh: DeviceMesh,
     device: torch.device,
     dtype: torch.dtype | None = None,
@@ -58,21 +43,24 @@ def shard(
     # Right for outputs that are changed in place, which nothing here does.
     warnings.filterwarnings("ignore", r"FSDP2-wrapped module \(\w+\) returned a view tensor")
     values = {name: parameter.detach() for name, parameter in network.named_parameters()}
-    for part in cast(Divisible, network).parts():
-        for module in reversed(list(part.modules())):  # inner ones first
-            if module is not part and not isinstance(module, (*BLOCKS, MixedRotaryEmbedding2d)):
-                continue
-            if isinstance(module, MixedRotaryEmbedding2d):
-                module.caches = False  # weights are gathered into the same memory, behind the version counter
-            lowered = None if isinstance(module, PRECISE) else dtype
-            policy = MixedPrecisionPolicy(lowered, torch.float32 if lowered else None, cast_forward_inputs=False)
-            fully_shard(
-                module,
-                mesh=mesh,
-                reshard_after_forward=False if stays_gathered else None,
-                mp_policy=policy,
-                shard_placement_fn=placement(mesh),
-            )
+    parts, float32 = network.parts(), set(network.float32_modules())
+    divided = {*parts, *network.blocks(), *float32}
+    found = [module for part in parts for module in reversed(list(part.modules())) if module in divided]
+    if len(found) != len(divided):
+        raise ValueError(f"{type(network).__name__}: blocks() or float32_modules() has modules that no part contains")
+    for module in network.modules():
+        if isinstance(module, CachesWeights):
+            module.stop_caching()
+    for module in found:  # inner ones before the part that contains them
+        lowered = None if module in float32 else dtype
+        policy = MixedPrecisionPolicy(lowered, torch.float32 if lowered else None, cast_forward_inputs=False)
+        fully_shard(
+            module,
+            mesh=mesh,
+            reshard_after_forward=False if stays_gathered else None,
+            mp_policy=policy,
+            shard_placement_fn=placement(mesh),
+        )
     take_from_first(network, values, device)
 
 

@@ -13,8 +13,6 @@ NULL = 5
 class Counting(nn.Module):
     """A denoiser that remembers how it was called; its velocity tells labels and times apart."""
 
-    num_classes = NULL
-
     def __init__(self, factor: float = 1.0, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.factor = nn.Parameter(torch.tensor(factor, dtype=dtype))
@@ -23,6 +21,9 @@ class Counting(nn.Module):
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         self.calls.append((x, t, labels))
         return (self.factor * torch.cos(x + labels[:, None, None]) + t[:, None, None]).to(x.dtype)
+
+    def without_condition(self, labels: Tensor) -> Tensor:
+        return torch.full_like(labels, NULL)
 
     @property
     def rows(self) -> list[int]:
@@ -39,7 +40,7 @@ def test_formula_on_all_channels_in_one_call() -> None:
     null = denoiser(x.float(), times, torch.full((3,), NULL)).double()
     labelled = denoiser(x.float(), times, LABELS).double()
     denoiser.calls.clear()
-    guided = GuidedVelocity(denoiser, LABELS, 2.5, null_label=NULL)(x, 0.5)
+    guided = GuidedVelocity(denoiser, LABELS, 2.5, null_condition=NULL)(x, 0.5)
     torch.testing.assert_close(guided, null + 2.5 * (labelled - null), atol=1e-6, rtol=0)
     assert guided.dtype == torch.float64
     (seen, t, labels), *others = denoiser.calls
@@ -66,7 +67,7 @@ def test_scale_one_is_the_plain_velocity_and_costs_one_row_per_sample() -> None:
     unguided = GuidedVelocity(denoiser, LABELS)(x, 0.4)
     assert denoiser.rows == [3]
     torch.testing.assert_close(unguided, denoiser(x.float(), torch.full((3,), 0.4), LABELS).double())
-    both = GuidedVelocity(denoiser, LABELS, 1.0 + 1e-9, null_label=NULL)(x, 0.4)
+    both = GuidedVelocity(denoiser, LABELS, 1.0 + 1e-9, null_condition=NULL)(x, 0.4)
     torch.testing.assert_close(both, unguided, atol=1e-6, rtol=0)
 
 
@@ -120,11 +121,9 @@ def test_denoiser_is_called_in_its_own_dtype() -> None:
         ({"scale": float("nan")}, "guidance_scale=nan"),
         ({"interval": (0.5, 0.2)}, "guidance_interval"),
         ({"interval": (0.0, 1.2)}, "guidance_interval"),
-        ({"scale": 2.0, "null_label": None}, "null label"),
-        ({"labels": LABELS[:, None]}, "labels"),
-        ({"labels": LABELS.float()}, "labels"),
+        ({"scale": 2.0, "null_condition": None}, "null condition"),
     ],
 )
 def test_wrong_settings_are_named(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        GuidedVelocity(**{"denoiser": Counting(), "labels": LABELS, "null_label": NULL} | settings)
+        GuidedVelocity(**{"denoiser": Counting(), "condition": LABELS, "null_condition": NULL} | settings)

@@ -26,7 +26,7 @@ PATHS = {"linear": LinearInterpolant(), "cosine": CosineInterpolant()}
 
 def draw(rows: int = 6) -> dict[str, Tensor]:
     data, noise = torch.randn(2, rows, 4, 3)
-    return {"data": data, "noise": noise, "labels": torch.arange(rows)}
+    return {"data": data, "noise": noise, "condition": torch.arange(rows)}
 
 
 def wrong(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def test_loss_is_the_plain_formula(path: Interpolant) -> None:
     losses, terms = FlowObjective(path, time, cosine_weight=0.5).loss(wrong, uniform=uniform, **batch)
     t = time(uniform, path)
     target = path.velocity(batch["data"], batch["noise"], t)
-    prediction = wrong(path.interpolate(batch["data"], batch["noise"], t), t, batch["labels"])
+    prediction = wrong(path.interpolate(batch["data"], batch["noise"], t), t, batch["condition"])
     squared = (prediction - target).square().mean((1, 2))
     distance = (1 - (F.normalize(prediction, dim=-1) * F.normalize(target, dim=-1)).sum(-1)).mean(1)
     torch.testing.assert_close(losses, squared + 0.5 * distance)
@@ -97,7 +97,7 @@ def test_min_snr_weights_are_those_of_predicted_data(path: Interpolant) -> None:
     """Their definition: the squared error of the data has weight min(SNR, gamma) (arXiv 2303.09556)."""
     batch, t = draw(), torch.linspace(0.05, 0.95, 6)
     x = path.interpolate(batch["data"], batch["noise"], t)
-    error = path.data_from_velocity(wrong(x, t, batch["labels"]), x, t) - batch["data"]
+    error = path.data_from_velocity(wrong(x, t, batch["condition"]), x, t) - batch["data"]
     snr = (path.alpha(t) / path.sigma(t)).square()
     expected = snr.clamp(max=5.0) * error.square().mean((1, 2))
     losses = FlowObjective(path, weighting=MinSNRWeighting(5.0)).losses_at(wrong, t=t, **batch)
@@ -127,9 +127,9 @@ def test_losses_are_float32_and_carry_gradients() -> None:
 
 def test_wrong_arguments_are_named() -> None:
     batch = draw()
-    with pytest.raises(ValueError, match="want"):
+    with pytest.raises(ValueError, match="expected"):
         FlowObjective().losses_at(wrong, t=torch.rand(6, 1, 1), **batch)
-    with pytest.raises(ValueError, match="denoiser gives"):
+    with pytest.raises(ValueError, match="denoiser returns"):
         FlowObjective().losses_at(lambda x, t, labels: x[:, :1], t=torch.rand(6), **batch)
     with pytest.raises(ValueError, match="cosine_weight=-1"):
         FlowObjective(cosine_weight=-1.0)

@@ -12,14 +12,15 @@ SHAPE = (5, 3)
 
 
 class Toy(nn.Module):
-    num_classes = 10
-
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.tensor(0.7))
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         return self.weight * torch.sin(x + labels[:, None, None]) + t[:, None, None]
+
+    def without_condition(self, labels: Tensor) -> Tensor:
+        return torch.full_like(labels, 10)
 
 
 def noisy_sample(indices: Tensor, **settings: object) -> Tensor:
@@ -50,7 +51,7 @@ def test_arguments_reach_the_solver() -> None:
     assert solver.steps == 3
     toy = Toy()
     guided = sample(toy, labels, noise, steps=5, guidance_scale=2.0)
-    assert torch.equal(guided, sample(toy.forward, labels, noise, steps=5, guidance_scale=2.0, null_label=10))
+    assert torch.equal(guided, sample(toy.forward, labels, noise, steps=5, guidance_scale=2.0, null_condition=10))
     assert torch.equal(
         sample(toy, labels, noise, steps=5, guidance_scale=2.0, guide=toy), sample(toy, labels, noise, steps=5)
     )
@@ -58,7 +59,7 @@ def test_arguments_reach_the_solver() -> None:
 
 def test_missing_arguments_are_named() -> None:
     noise, labels = torch.randn(3, *SHAPE), torch.arange(3)
-    with pytest.raises(ValueError, match="null label"):
+    with pytest.raises(ValueError, match="null condition"):
         sample(lambda x, t, labels: x, labels, noise, guidance_scale=2.0)
     with pytest.raises(ValueError, match="number of samples"):
         sample(Toy(), labels[:2], noise)

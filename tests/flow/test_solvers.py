@@ -116,11 +116,11 @@ def test_adaptive_solver_stops_at_the_edges_of_guidance() -> None:
         calls.append(t[0].item())
         return torch.where(labels == 1, 0.0, 1.0)[:, None, None].expand_as(x)
 
-    velocity = GuidedVelocity(denoiser, torch.zeros(2, dtype=torch.int64), 3.0, (0.3, 0.7), null_label=1)
+    velocity = GuidedVelocity(denoiser, torch.zeros(2, dtype=torch.int64), 3.0, (0.3, 0.7), null_condition=1)
     samples = Dopri5()(velocity, torch.zeros(2, 1, 1))
     torch.testing.assert_close(samples, torch.full((2, 1, 1), -0.6 - 3 * 0.4, dtype=torch.float64))
     assert len(calls) < 100
-    moment = GuidedVelocity(denoiser, torch.zeros(2, dtype=torch.int64), 3.0, (0.3, 0.3), null_label=1)
+    moment = GuidedVelocity(denoiser, torch.zeros(2, dtype=torch.int64), 3.0, (0.3, 0.3), null_condition=1)
     unguided = Dopri5()(moment, torch.zeros(2, 1, 1))
     torch.testing.assert_close(unguided, torch.full((2, 1, 1), -1.0, dtype=torch.float64))
 
@@ -161,7 +161,7 @@ def test_stochastic_solver_on_gaussian_data(path: Interpolant) -> None:
 def test_the_state_stays_on_the_device_of_the_noise(solver: Solver, path: Interpolant) -> None:
     """The meta device refuses tensors of another one, as a GPU does."""
     noise, labels = torch.zeros(2, 4, 3, device="meta"), torch.zeros(2, dtype=torch.int64, device="meta")
-    settings = {"guidance_scale": 2.0, "null_label": 1, "interpolant": path, "step_noise": lambda step: noise}
+    settings = {"guidance_scale": 2.0, "null_condition": 1, "interpolant": path, "step_noise": lambda step: noise}
     assert sample(lambda x, t, labels: x, labels, noise, solver, **settings).device.type == "meta"
 
 

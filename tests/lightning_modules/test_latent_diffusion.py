@@ -22,6 +22,7 @@ from maetok.checkpoints.runs import InitFrom
 from maetok.flow import Euler, EulerMaruyama, FlowObjective, LogitNormalTime, index_noise
 from maetok.hub import write_statistics
 from maetok.networks import Denoiser, PlainBottleneck, TransformerSize
+from maetok.networks.layers.network import Recomputed
 from maetok.training.ema import EMA
 from tests.support.helpers import RecordScalars, StopAt, run_subprocess, scalars
 from tests.support.latents import write_cache
@@ -307,7 +308,7 @@ def test_two_processes_train_and_validate_as_one(cache: Path, tmp_path: Path, di
 def test_switches_reach_the_denoiser_that_trains_and_the_one_that_samples() -> None:
     model = diffusion(compile=True, activation_checkpointing=True)
     model.configure_model()
-    assert model.denoiser.activation_checkpointing
+    assert all(isinstance(block, Recomputed) and block.recomputes for block in model.denoiser.blocks())
     for network in (model.denoiser, model.averaged_denoiser):
         assert all(block._compiled_call_impl for block in network.blocks)
 

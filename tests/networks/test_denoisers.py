@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from maetok import LightningDiT, SiT
 from maetok.networks import Denoiser, TransformerSize, drop_labels
-from maetok.networks.denoiser.denoiser import SIZES, ConditionedBlock
 from maetok.networks.denoiser.lightning_dit import rotary_angles, swiglu
 from maetok.networks.denoiser.published_sit import to_published_name
+from maetok.networks.denoiser.transformer import SIZES, ConditionedBlock
 from maetok.networks.layers.rope import rotate
 from tests.conftest import DATA
 
@@ -358,10 +358,15 @@ class TestBoth:
         denoiser, (x, t, labels) = small(kind), batch()
         with pytest.raises(ValueError, match=r"latents have shape \(3, 5, 4\), expected \(B, 6, 4\)"):
             denoiser(x[:, :5], t, labels)
-        with pytest.raises(ValueError, match=r"t \(\) and labels \(3,\) must both have shape \(3,\)"):
+        with pytest.raises(ValueError, match=r"t has shape \(\), expected \(3,\)"):
             denoiser(x, t[0], labels)
-        with pytest.raises(ValueError, match=r"labels \(1,\) must both have shape \(3,\)"):
-            denoiser(x, t, labels[:1])
+        for wrong, got in (
+            (labels[:1], r"\(1,\) torch.int64"),
+            (labels.float(), r"\(3,\) torch.float32"),
+            (None, "None"),
+        ):
+            with pytest.raises(ValueError, match=rf"labels must be \(3,\) integers, .*; got {got}"):
+                denoiser(x, t, wrong)
         with pytest.raises(ValueError, match="width=32 is not divisible by num_heads=3"):
             small(kind, size=TransformerSize(32, 1, 3))
 

@@ -14,6 +14,7 @@ from maetok.networks.layers.attention import attention
 from maetok.networks.layers.rope import rotate
 from maetok.networks.tokenizer.masking import visible_patches
 from maetok.networks.tokenizer.published import published_config
+from tests.support.blocks import forward_calls
 
 SIZE = TransformerSize(width=32, depth=2, num_heads=2)
 CPU = torch.device("cpu")
@@ -177,13 +178,14 @@ def test_operations_are_those_of_the_longest_sequence(monkeypatch: pytest.Monkey
 def test_activation_checkpointing_changes_no_gradient() -> None:
     model = MaskedAutoencoder(small(), {"hog": 27}, depth=1)
     images, mask = torch.randn(2, 3, 32, 32), masks(5, 9)
-    gradients = []
-    for enabled in (False, True):
+    gradients, calls = [], forward_calls(model)
+    for enabled, expected in ((False, 1), (True, 3)):  # with it once more in the backward pass
         model.zero_grad()
         model.set_activation_checkpointing(enabled)
         output = model(images, mask)
         (output.reconstructions.square().mean() + output.predictions["hog"].square().mean()).backward()
-        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})  # none is without
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})  # every parameter has one
+        assert calls == [expected] * len(model.blocks())
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
 
 

@@ -9,6 +9,7 @@ from maetok import Tokenizer
 from maetok.networks import KLBottleneck, MaskedAutoencoder, PlainBottleneck, TransformerSize
 from maetok.networks.layers.patches import patch_grid, unpatchify
 from maetok.networks.layers.vit import resize_position_table
+from tests.support.blocks import compiled_graphs, forward_calls
 
 SIZE = TransformerSize(width=32, depth=2, num_heads=2)
 
@@ -122,6 +123,7 @@ def test_encoder_and_decoder_compile_without_graph_breaks(positions: str, modula
 def test_activation_checkpointing_changes_no_gradient() -> None:
     model = MaskedAutoencoder(small(), {"hog": 27}, depth=1)
     images = torch.randn(2, 3, 32, 32)
+    calls = forward_calls(model)
 
     def gradients() -> dict[str, torch.Tensor]:
         model.zero_grad()
@@ -130,9 +132,13 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
     plain = gradients()
+    assert calls == [1] * len(model.blocks())
     model.set_activation_checkpointing(True)
-    assert model.auxiliary_decoders["hog"].activation_checkpointing
     recomputed = gradients()
+    assert calls == [3] * len(model.blocks())  # once more in the forward and once in the backward pass
+    with torch.no_grad():
+        model(images)
+    assert calls == [4] * len(model.blocks())
     assert plain.keys() == recomputed.keys()
     assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
 
@@ -146,19 +152,25 @@ def test_compiled_blocks_compute_the_same() -> None:
         torch.manual_seed(0)
         model = MaskedAutoencoder(small(latent_modulation=True), {"hog": 27}, depth=1)
         if compiled:
+            torch._dynamo.utils.counters.clear()
             model.set_activation_checkpointing(True)
             model.compile_blocks()
         model(images).reconstructions.square().mean().backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    # First and last block of encoder and of the modulated decoder; the auxiliary decoder has a last block only.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 5
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4)
 
 
-def test_compiled_blocks_keep_state_dict_names() -> None:
-    model = MaskedAutoencoder(small(), {}, depth=1)
-    names = list(model.state_dict())
+def test_compiled_blocks_keep_state_dict_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = compiled_graphs(monkeypatch)
+    model, images = MaskedAutoencoder(small(), {"hog": 27}, depth=1), torch.randn(2, 3, 32, 32)
+    names, expected = list(model.state_dict()), model(images).reconstructions
     model.compile_blocks()
     assert list(model.state_dict()) == names
+    torch.testing.assert_close(model(images).reconstructions, expected, atol=1e-5, rtol=1e-4)
+    assert len(graphs) == 4  # first and last block of encoder and decoder; the auxiliary block shares the last one
 
 
 def test_bfloat16_autocast_is_close_to_float32() -> None:

@@ -20,8 +20,6 @@ from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor, nn
 
 from lightning_modules.base import Task
-from maetok.networks.denoiser.denoiser import ConditionedBlock
-from maetok.networks.layers.vit import Block, ModulatedBlock
 from maetok.runtime.pretrained import frozen_networks
 from main import main as command_line
 from tools.plan.state import Strategy, Trained, expected_bytes, size_of, trained_networks
@@ -119,8 +117,7 @@ def gathered_bytes(networks: Sequence[Trained], parameter_bytes: int) -> int:
     total = 0
     for trained in networks:
         if trained.sharded:
-            kinds = (Block, ModulatedBlock, ConditionedBlock)
-            blocks = [count(module) for module in trained.network.modules() if isinstance(module, kinds)]
+            blocks = [count(block) for block in trained.network.blocks()]
             outside, largest = count(trained.network) - sum(blocks), max(blocks, default=0)
             total += parameter_bytes * (outside + 2 * largest) + (parameter_bytes + 4) * largest
     return total

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from lightning_modules import LatentDiffusion
 from lightning_modules.autoencoder import AutoencoderTask
 from lightning_modules.base import Task
+from maetok.networks.layers.network import Network
 from maetok.training.sharding import divided_dimension
 
 Strategy = Literal["ddp", "fsdp", "hsdp"]
@@ -38,7 +39,7 @@ class Trained:
     """
 
     name: str
-    network: nn.Module
+    network: Network
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
     averages: int = 0
     sharded: bool = True

@@ -6,7 +6,7 @@ import torch
 from timm.layers.mlp import SwiGLUPacked
 from torch import Tensor, nn
 
-from maetok.networks.denoiser.denoiser import SIZES, DiffusionTransformer
+from maetok.networks.denoiser.transformer import SIZES, DiffusionTransformer
 from maetok.networks.layers.rope import Rotation, compute_dtype
 from maetok.networks.layers.vit import TransformerSize
 
@@ -42,8 +42,8 @@ class LightningDiT(DiffusionTransformer):
     Args:
         latent_tokens: number L of latent tokens.
         latent_channels: channels C of each.
-        num_classes: number of classes; also the null label.
-        size: any size; :data:`maetok.networks.denoiser.denoiser.SIZES` and ``configs/size`` name the usual ones.
+        num_classes: number of classes, which is also the null label; None or 0 for a denoiser without labels.
+        size: any size; :data:`maetok.networks.denoiser.transformer.SIZES` and ``configs/size`` name the usual ones.
         qk_norm: normalise queries and keys of each head (RMSNorm, eps 1e-6) before they are rotated.
         rope_theta: base of the rotary frequencies.
 
@@ -55,7 +55,7 @@ class LightningDiT(DiffusionTransformer):
         self,
         latent_tokens: int = 128,
         latent_channels: int = 32,
-        num_classes: int = 1000,
+        num_classes: int | None = 1000,
         size: TransformerSize = SIZES["XL"],
         qk_norm: bool = False,
         rope_theta: float = 10000.0,

@@ -71,7 +71,7 @@ def published_config(sit: Any) -> dict[str, Any]:
         "input_size": sit.latent_tokens,
         "num_classes": sit.num_classes,
         "qk_norm": sit.qk_norm,
-        "class_dropout_prob": 0.1,  # more than 0: the label table has a row for the null label
+        "class_dropout_prob": 0.1 if sit.num_classes else 0.0,  # above 0, the label table has a row for the null label
         "flash_attn": False,
         "use_cfg": True,
     }

@@ -8,8 +8,8 @@ import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from maetok.networks.denoiser.denoiser import SIZES, DiffusionTransformer
 from maetok.networks.denoiser.published_sit import REQUIRED_KEYS, published_config, sit_arguments, to_published_name
+from maetok.networks.denoiser.transformer import SIZES, DiffusionTransformer
 from maetok.networks.folder import load_strictly, locate, read_config, read_tensors, write_folder
 from maetok.networks.layers.vit import TransformerSize
 
@@ -32,8 +32,8 @@ class SiT(DiffusionTransformer):
     Args:
         latent_tokens: number L of latent tokens.
         latent_channels: channels C of each.
-        num_classes: number of classes; also the null label.
-        size: any size; :data:`maetok.networks.denoiser.denoiser.SIZES` and ``configs/size`` name the usual ones.
+        num_classes: number of classes, which is also the null label; None or 0 for a denoiser without labels.
+        size: any size; :data:`maetok.networks.denoiser.transformer.SIZES` and ``configs/size`` name the usual ones.
         qk_norm: normalise queries and keys of each head (LayerNorm with parameters, eps 1e-5).
 
     Raises:
@@ -44,7 +44,7 @@ class SiT(DiffusionTransformer):
         self,
         latent_tokens: int = 128,
         latent_channels: int = 32,
-        num_classes: int = 1000,
+        num_classes: int | None = 1000,
         size: TransformerSize = SIZES["XL"],
         qk_norm: bool = False,
     ) -> None:

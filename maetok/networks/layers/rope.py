@@ -62,7 +62,7 @@ class MixedRotaryEmbedding2d(nn.Module):
     """Learned 2D rotary frequencies for all layers of one transformer, turned into angles once per forward pass.
 
     Angles are always computed in float32, whatever the autocast state. Outside of training they are cached per grid
-    and recomputed only when the frequencies have changed, unless ``caches`` is set to False.
+    and recomputed only when the frequencies have changed, unless :meth:`stop_caching` was called.
 
     Args:
         depth: number of layers.
@@ -85,8 +85,15 @@ class MixedRotaryEmbedding2d(nn.Module):
         )
         frequencies = torch.stack((both.cos(), both.sin())) * magnitudes.repeat(2)
         self.frequencies = nn.Parameter(frequencies)  # (2, depth, heads, head_dim / 2); index 0 is x, the column
-        self.caches = True
+        self.caches = True  # until stop_caching
         self._cache: dict[tuple, list[Rotation]] = {}
+
+    def stop_caching(self) -> None:
+        """Compute the angles in every forward pass from now on.
+
+        FSDP2 gathers weights into the same memory again and again, which the version counter does not show.
+        """
+        self.caches = False
 
     def angles(self, grid: tuple[int, int]) -> Tensor:
         """float32 angles (depth, heads, N, head_dim / 2) for a grid of (rows, columns) patches in raster order."""

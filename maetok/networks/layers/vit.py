@@ -1,17 +1,17 @@
 """What encoder and decoder share: transformer sizes, the block, position tables and initialisation."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from timm.layers import LayerScale, Mlp
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from maetok.networks.layers.attention import Attention
+from maetok.networks.layers.network import Network
 from maetok.networks.layers.rope import MixedRotaryEmbedding2d, Rotation, autocasts
 
 Positions = Literal["rotary", "absolute", "both"]
@@ -77,6 +77,10 @@ class Block(nn.Module):
         tokens = (tokens if outputs is None else tokens[:, outputs]) + update
         return tokens + self.ls2(self.mlp(self.norm2(tokens)))
 
+    def initialize(self, depth: int) -> None:
+        """Scale the residual branches for a transformer of ``depth`` blocks; see :func:`initialize`."""
+        scale_residual_branches(self.attn, self.mlp, depth)
+
 
 class ModulatedBlock(nn.Module):
     """Block of the released "movqv2" decoder: the latents shift and scale the normalised *latent tokens* again.
@@ -111,8 +115,9 @@ class ModulatedBlock(nn.Module):
         tokens = tokens + attention_output
         return tokens + self.mlp(modulate_latent_tokens(self.norm2(tokens), shift2, scale2))
 
-    def reset_modulation(self) -> None:
-        """Start as an ordinary block (scale 1, shift 0) whose modulation already feels the latents a little."""
+    def initialize(self, depth: int) -> None:
+        """Start as an ordinary block (scale 1, shift 0) whose modulation already depends on the latents a little."""
+        scale_residual_branches(self.attn, self.mlp, depth)
         nn.init.normal_(self.modulation.weight, std=0.02)
         nn.init.zeros_(self.modulation.bias)
         with torch.no_grad():
@@ -126,34 +131,39 @@ def modulate_latent_tokens(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tens
     return torch.cat((image_tokens, latent_tokens * scale + shift), dim=1)
 
 
+def scale_residual_branches(attention: Attention, mlp: Mlp, depth: int) -> None:
+    """Multiply the last weights of both residual branches by (2 * depth) ** -0.5."""
+    with torch.no_grad():
+        for output in (attention.proj, mlp.fc2):
+            output.weight.mul_((2 * depth) ** -0.5)
+
+
 def run_blocks(
-    blocks: nn.ModuleList,
+    blocks: Sequence[nn.Module],
     tokens: Tensor,
     rotations: list[Rotation] | None,
-    *others: Tensor | None,
-    activation_checkpointing: bool = False,
+    *arguments: Tensor | None,
     outputs: slice | None = None,
 ) -> Tensor:
-    """Run transformer blocks one after another, recomputing activations in the backward pass if asked to.
+    """Run transformer blocks one after another.
 
     Args:
-        blocks: called with the tokens, the rotation of their layer and ``others``.
+        blocks: called with the tokens, the rotation of their layer and ``arguments``.
         tokens: (B, T, width).
         rotations: one per block.
-        *others: what the blocks want besides.
-        activation_checkpointing: recompute the activations of each block.
-        outputs: the only tokens that the last block computes, and that are returned; all if not given.
+        *arguments: further arguments of every block.
+        outputs: the only tokens that the last block computes and that are returned; all if not given.
+
+    Returns:
+        (B, T, width), or (B, S, width), the S tokens of ``outputs``; float32 under autocast.
     """
     if autocasts(tokens):
-        tokens = tokens.float()  # sums of residual branches are not rounded, nor where sharded parameters are bfloat16
+        tokens = tokens.float()  # sums of residual branches stay float32, even if sharded parameters are bfloat16
     last = len(blocks) - 1
     for layer, block in enumerate(blocks):
         rotation = None if rotations is None else rotations[layer]
-        run = partial(block, outputs=outputs) if outputs is not None and layer == last else block
-        if activation_checkpointing and torch.is_grad_enabled():
-            tokens = checkpoint(run, tokens, rotation, *others, use_reentrant=False)
-        else:
-            tokens = run(tokens, rotation, *others)
+        only = {"outputs": outputs} if outputs is not None and layer == last else {}
+        tokens = block(tokens, rotation, *arguments, **only)
     return tokens
 
 
@@ -179,21 +189,17 @@ def rotary_embedding(positions: Positions, size: TransformerSize, theta: float) 
     return MixedRotaryEmbedding2d(size.depth, size.num_heads, size.head_dim, theta)
 
 
-def initialize(module: nn.Module) -> None:
-    """Initialise linear and convolution layers by fan-in, residual branches toned down by depth, so signals keep size.
+def initialize(network: Network) -> None:
+    """Initialise linear and convolution layers by fan-in, and scale residual branches by depth, so signals keep size.
 
-    With this start attention already tells positions apart and the reconstruction depends on the latents at the very
-    first step, which is not so for the released initialisation (zero modulation, LayerScale 1e-5).
+    With this start, attention already tells positions apart and the reconstruction depends on the latents in the very
+    first step. Neither holds for the released initialisation (zero modulation, LayerScale 1e-5).
     """
-    for child in module.modules():
+    for child in network.modules():
         if isinstance(child, nn.Linear | nn.Conv2d):
             nn.init.trunc_normal_(child.weight, std=child.weight[0].numel() ** -0.5)
             if child.bias is not None:
                 nn.init.zeros_(child.bias)
-    blocks = [child for child in module.modules() if isinstance(child, Block | ModulatedBlock)]
+    blocks = network.blocks()
     for block in blocks:
-        for residual_output in (block.attn.proj, block.mlp.fc2):
-            with torch.no_grad():
-                residual_output.weight.mul_((2 * len(blocks)) ** -0.5)
-        if isinstance(block, ModulatedBlock):
-            block.reset_modulation()
+        block.initialize(len(blocks))  # type: ignore[operator]

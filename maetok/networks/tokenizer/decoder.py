@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from maetok.networks.layers.network import Blocks, Network
 from maetok.networks.layers.rope import compute_dtype
 from maetok.networks.layers.vit import (
     Block,
@@ -20,7 +21,7 @@ from maetok.networks.layers.vit import (
 )
 
 
-class Decoder(nn.Module):
+class Decoder(Network):
     """Reads [N copies of a mask token | L projected latents] and projects the N image positions to ``output_dim``.
 
     Args:
@@ -52,7 +53,6 @@ class Decoder(nn.Module):
         super().__init__()
         width = size.width
         self.grid = grid
-        self.activation_checkpointing = False
         self.latent_projection = nn.Linear(latent_channels, width)
         # As large as the projected latents: only these tell one latent token from another.
         self.latent_positions = nn.Parameter(torch.randn(1, latent_tokens, width))
@@ -61,13 +61,17 @@ class Decoder(nn.Module):
         has_table = positions != "rotary"
         self.position_table = position_table(int(class_token), grid, width) if has_table else None
         self.rope = rotary_embedding(positions, size, rope_theta)
-        self.blocks = nn.ModuleList(
+        self.blocks = Blocks(
             ModulatedBlock(size, latent_channels) if latent_modulation else Block(size, layer_scale)
             for _ in range(size.depth)
         )
         self.norm = LayerNorm(width, eps=1e-6, elementwise_affine=not latent_modulation)
         self.output = nn.Linear(width, output_dim)
         initialize(self)
+
+    def float32_modules(self) -> list[nn.Module]:
+        """Return the rotary embedding, whose angles need float32."""
+        return [] if self.rope is None else [self.rope]
 
     def embed(self, latents: Tensor, grid: tuple[int, int]) -> Tensor:
         """Tokens that enter the first block: (B, P + N + L, width)."""
@@ -104,17 +108,16 @@ class Decoder(nn.Module):
         if self.rope is not None:
             rotations = self.rope(grid, before, latents.shape[1], compute_dtype(tokens))
         tokens = run_blocks(
-            self.blocks,
+            self.blocks(),
             tokens,
             rotations,
             latents,
-            activation_checkpointing=self.activation_checkpointing,
             outputs=slice(before, before + patches),
         )
         return self.output(self.norm(tokens))
 
 
-class LinearDecoder(nn.Module):
+class LinearDecoder(Network):
     """The "linear" auxiliary decoder of the ablation: a linear map over tokens, then one over channels.
 
     It mixes the L latents into N positions and the C channels into ``output_dim`` values, nothing else, and so works
@@ -127,6 +130,10 @@ class LinearDecoder(nn.Module):
         self.token_mixer = nn.Linear(latent_tokens, math.prod(grid))
         self.output = nn.Linear(latent_channels, output_dim)
         initialize(self)
+
+    def blocks(self) -> list[nn.Module]:
+        """Return nothing: a linear decoder repeats no block."""
+        return []
 
     def forward(self, latents: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """(B, L, C) -> (B, N, output_dim); raises ValueError for another grid than the training grid."""

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maetok.networks.layers.network import Blocks, Network
 from maetok.networks.layers.patches import grid_of
 from maetok.networks.layers.rope import compute_dtype, select
 from maetok.networks.layers.vit import (
@@ -22,7 +23,7 @@ from maetok.networks.layers.vit import (
 from maetok.networks.tokenizer.masking import VisiblePatches
 
 
-class Encoder(nn.Module):
+class Encoder(Network):
     """Reads [class token, registers | N image patches | L latent tokens] and returns the L latent positions.
 
     Of a masked image it reads a mask token in place of each masked patch (paper section 3.1), or the visible patches
@@ -55,7 +56,6 @@ class Encoder(nn.Module):
         super().__init__()
         width = size.width
         self.grid, self.patch_size = grid, patch_size
-        self.activation_checkpointing = False
         self.patch_embedding = nn.Conv2d(3, width, patch_size, stride=patch_size)
         self.class_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.register_tokens = nn.Parameter(torch.randn(1, register_tokens, width) * 0.02) if register_tokens else None
@@ -66,9 +66,13 @@ class Encoder(nn.Module):
         has_table = positions != "rotary"
         self.position_table = position_table(0 if register_tokens else 1, grid, width) if has_table else None
         self.rope = rotary_embedding(positions, size, rope_theta)
-        self.blocks = nn.ModuleList(Block(size, layer_scale) for _ in range(size.depth))
+        self.blocks = Blocks(Block(size, layer_scale) for _ in range(size.depth))
         self.norm = LayerNorm(width, eps=1e-6)
         initialize(self)
+
+    def float32_modules(self) -> list[nn.Module]:
+        """Return the rotary embedding, whose angles need float32."""
+        return [] if self.rope is None else [self.rope]
 
     def embed(self, images: Tensor, mask: Tensor | None) -> Tensor:
         """Tokens that enter the first block: (B, P + N + L, width)."""
@@ -119,12 +123,11 @@ class Encoder(nn.Module):
             if visible.present is not None:
                 key_mask = F.pad(visible.present, (before, latents), value=True)
         tokens = run_blocks(
-            self.blocks,
+            self.blocks(),
             tokens,
             rotations,
             None,
             key_mask,
-            activation_checkpointing=self.activation_checkpointing,
             outputs=slice(-latents, None),  # the same for all lengths, so compiled blocks fit all
         )
         return self.norm(tokens)

@@ -1,14 +1,15 @@
 """The autoencoder that stage 1 trains: the tokenizer and its auxiliary decoders."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
+from maetok.networks.layers.network import Network
 from maetok.networks.layers.patches import grid_of, unpatchify
-from maetok.networks.layers.vit import Block, ModulatedBlock, TransformerSize
+from maetok.networks.layers.vit import TransformerSize
 from maetok.networks.tokenizer.decoder import Decoder, LinearDecoder
-from maetok.networks.tokenizer.encoder import Encoder
 from maetok.networks.tokenizer.tokenizer import Tokenizer
 
 
@@ -24,7 +25,7 @@ class MaskedAutoencoderOutput:
     """Named, weighted losses of the bottleneck."""
 
 
-class MaskedAutoencoder(nn.Module):
+class MaskedAutoencoder(Network):
     """A tokenizer plus one shallow auxiliary decoder per feature target, dropped after stage 1 (paper section 3.2).
 
     Args:
@@ -53,32 +54,35 @@ class MaskedAutoencoder(nn.Module):
         predictions = {name: decoder(latents, grid) for name, decoder in self.auxiliary_decoders.items()}
         return MaskedAutoencoderOutput(reconstructions, predictions, losses)
 
+    @property
+    def networks(self) -> list[Network]:
+        """The tokenizer and the auxiliary decoders."""
+        return [self.tokenizer, *cast(Iterable[Network], self.auxiliary_decoders.values())]
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the blocks of all networks."""
+        return [block for network in self.networks for block in network.blocks()]
+
     def parts(self) -> list[nn.Module]:
-        """The modules that are called, each as a whole: units of sharding."""
-        tokenizer = self.tokenizer
-        return [tokenizer.encoder, tokenizer.bottleneck, tokenizer.decoder, *self.auxiliary_decoders.values()]
+        """Return the parts of all networks."""
+        return [part for network in self.networks for part in network.parts()]
 
-    def compile_blocks(self) -> None:
-        """Compile every transformer block in place; names in the state dict stay as they are.
+    def float32_modules(self) -> list[nn.Module]:
+        """Return the float32 modules of all networks."""
+        return [module for network in self.networks for module in network.float32_modules()]
 
-        Each length of a sequence gets kernels of its own, unless masked patches are dropped, where there are many. Two
-        never fit: activation checkpointing has to meet in the backward pass the one that ran in the forward pass. All
-        blocks share one code, whose kinds of calls (with and without padding, last block) are more than torch's usual
-        8.
+    @property
+    def compile_options(self) -> dict[str, Any]:
+        """Compile each length of a sequence by itself, unless masked patches are dropped, which makes many lengths.
+
+        One length never has two compiled versions: activation checkpointing must meet in the backward pass the version
+        that ran in the forward pass. All blocks share one code, which is called in more ways (with and without padding,
+        as the last block) than torch's usual limit of 8.
         """
-        dynamic = self.tokenizer.mask_mode == "drop"
-        for module in self.modules():
-            if isinstance(module, Block | ModulatedBlock):
-                module.compile(dynamic=dynamic, recompile_limit=32)
-
-    def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Recompute the activations of every transformer block in the backward pass, to save memory."""
-        for module in self.modules():
-            if isinstance(module, Encoder | Decoder):
-                module.activation_checkpointing = enabled
+        return {"dynamic": self.tokenizer.mask_mode == "drop", "recompile_limit": 32}
 
 
-def auxiliary_decoder(tokenizer: Tokenizer, dim: int, depth: int | Literal["linear"]) -> nn.Module:
+def auxiliary_decoder(tokenizer: Tokenizer, dim: int, depth: int | Literal["linear"]) -> Network:
     """A decoder of ``dim`` values per patch, of the same design as the pixel decoder but with ``depth`` layers."""
     if depth == "linear":
         return LinearDecoder(tokenizer.grid, dim, tokenizer.latent_tokens, tokenizer.latent_channels)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from maetok.networks.folder import load_strictly, locate, read_config, read_tensors, write_folder
+from maetok.networks.layers.network import Network
 from maetok.networks.layers.patches import as_pair, grid_of, patch_grid, unpatchify
 from maetok.networks.layers.vit import Positions, TransformerSize
 from maetok.networks.tokenizer.bottlenecks import Bottleneck, PlainBottleneck
@@ -27,7 +28,7 @@ from maetok.networks.tokenizer.published import (
 from maetok.runtime.weights import weights_hash
 
 
-class Tokenizer(nn.Module):
+class Tokenizer(Network):
     """MAETok's autoencoder: a ViT encoder with L latent tokens, a bottleneck, and a ViT pixel decoder.
 
     The defaults are MAETok-B/16 with 128 latent tokens of 32 channels (paper section 3.1).
@@ -108,6 +109,18 @@ class Tokenizer(nn.Module):
     def latent_channels(self) -> int:
         """Channels C of a latent."""
         return self.bottleneck.channels
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the transformer blocks of encoder and decoder."""
+        return [*self.encoder.blocks(), *self.decoder.blocks()]
+
+    def parts(self) -> list[nn.Module]:
+        """Return encoder, bottleneck and decoder."""
+        return [self.encoder, self.bottleneck, self.decoder]
+
+    def float32_modules(self) -> list[nn.Module]:
+        """Return the rotary embeddings and the bottleneck: distances to codewords need float32."""
+        return [*self.encoder.float32_modules(), self.bottleneck, *self.decoder.float32_modules()]
 
     def latents_hash(self) -> str:
         """Hash of all that latents depend on: encoder and bottleneck, so a fine-tuned decoder does not change it."""
