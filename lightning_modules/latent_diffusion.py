@@ -21,7 +21,6 @@ from lightning_modules.sampling import (
 )
 from maetok.checkpoints.runs import InitFrom
 from maetok.flow import FlowObjective, index_noise, sample
-from maetok.formats.channel_moments import ChannelMoments
 from maetok.metrics import to_uint8
 from maetok.networks import Denoiser, Tokenizer
 from maetok.networks.denoiser.normalizer import LatentNormalizer

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from maetok.analysis.channel_moments import ChannelMoments
+from maetok.formats.channel_moments import ChannelMoments
 from maetok.hub import published_latent_moments
 from maetok.runtime.distributed import gather_over_ranks
 
