@@ -1,4 +1,4 @@
-# Every target but submit and clean makes or refreshes .venv first.
+# Every target except submit and clean creates or refreshes .venv first.
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 
@@ -34,7 +34,7 @@ bench: .venv/installed ## the suite's speed beside a plain version of the same n
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-cluster: .venv/installed ## a real two-node Slurm on this machine; installs Debian's slurm-wlm and munge if they are not there
+test-cluster: .venv/installed ## a real two-node Slurm on this machine; installs Debian's slurm-wlm and munge if they are missing
 	tests/cluster/install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster tests/cluster
 
