@@ -1,1 +1,1 @@
-"""Callbacks that measure: probes, modes, metrics of reconstructions and samples."""
+"""Callbacks that measure latents, reconstructions and samples."""

@@ -1,10 +1,11 @@
-"""A cheap forecast of generation quality, while the tokenizer still trains."""
+"""A cheap forecast of generation quality during the training of the tokenizer."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch import Callback, Trainer
 
 from callbacks.latents import gather_latents
@@ -15,48 +16,51 @@ from maetok.analysis.projection import PrincipalComponents
 
 
 class EarlySignal(Callback):
-    """Measures in the validations of some steps what the paper says decides how well a diffusion model will do.
+    """Measures properties of the latents that, by the paper, decide how well a diffusion model will do.
 
-    Latents of both splits are encoded once. On those of the training split a linear classifier, Gaussian mixtures and a
-    small SiT are trained from scratch, always in the same way, and measured on the validation split:
-    ``early/linear_probe`` in [0, 1], the higher the better; ``early/nll/K`` in nats per sample for mixtures of K
-    components in the first, standardised principal components; and ``early/diffusion_loss`` of latents normalised per
-    channel, where predicting nothing gives 2. The lower the better both, at equal reconstruction: latents that know
-    nothing of their images, as before training, are the simplest. Numbers compare between steps and runs of the same
-    data and latent shape. Training goes on as if nothing had been measured. The first process measures while the
-    others wait: keep it short enough for the collective time limit.
+    The callback encodes both splits. It trains a linear classifier, Gaussian mixtures and a small SiT from scratch on
+    the training latents, always in the same way, and measures them on the validation latents:
+
+    - ``early/linear_probe`` in [0, 1]; higher is better.
+    - ``early/nll/K`` in nats per sample, for a mixture of K components in the first standardised principal components.
+    - ``early/diffusion_loss`` of latents normalised per channel, where predicting nothing gives 2.
+
+    For both losses lower is better, at equal reconstruction: latents without information about their images, as before
+    training, are the simplest. Numbers compare between steps and between runs with the same data and latent shape.
+    Measuring does not change training. The first process measures and the other processes wait: keep it shorter than
+    the collective time limit.
 
     Args:
         every_n_steps: measure in the first validation at or after each multiple of this step, and in the last one; 0
             for the last one only.
-        max_samples: largest number of samples from each split, taken evenly from all of it.
+        max_samples: largest number of samples from each split, spread evenly over it.
         components: numbers of components of the mixtures.
-        dimensions: principal components in which mixtures are fitted.
+        dimensions: number of principal components in which mixtures are fitted.
         diffusion_steps: training steps of the small SiT.
         iterations: limit of iterations of the linear classifier.
     """
 
     def __init__(
         self,
-        every_n_steps: int,
-        max_samples: int = 2000,
-        components: Sequence[int] = (5, 10, 20),
-        dimensions: int = 16,
-        diffusion_steps: int = 300,
-        iterations: int = 100,
+        every_n_steps: NonNegativeInt,
+        max_samples: PositiveInt = 2000,
+        components: Sequence[PositiveInt] = (5, 10, 20),
+        dimensions: PositiveInt = 16,
+        diffusion_steps: PositiveInt = 300,
+        iterations: PositiveInt = 100,
     ) -> None:
         check_component_counts(components, max_samples)
         self.every_n_steps, self.max_samples, self.iterations = every_n_steps, max_samples, iterations
         self.components, self.dimensions, self.diffusion_steps = components, dimensions, diffusion_steps
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Gather latents on all processes, measure on the first, log on all."""
+        """Gather latents on all processes, measure on the first and log on all."""
         if trainer.sanity_checking:
             return
         if not is_due(trainer, self.every_n_steps):
             forget_metrics(trainer, "early/")
             return
-        with torch.random.fork_rng(devices=[]):  # loaders draw a seed for their workers
+        with torch.random.fork_rng(devices=[]):  # data loaders draw a seed for their workers
             train, validation = (
                 gather_latents(trainer, pl_module, split, self.max_samples) for split in ("train", "validation")
             )
@@ -72,7 +76,7 @@ class EarlySignal(Callback):
         labels: np.ndarray,
         device: torch.device | str = "cpu",
     ) -> dict[str, float]:
-        """Numbers by name, from latents (n, L, C) and labels (n,) of both splits."""
+        """Return the numbers by name, from latents (n, L, C) and labels (n,) of both splits."""
         from maetok.analysis.short_diffusion import short_diffusion_loss
 
         samples = train_latents, train_labels, latents, labels

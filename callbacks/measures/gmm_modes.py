@@ -1,4 +1,4 @@
-"""Number of modes of the latent space by Gaussian mixtures: fewer modes are easier for a diffusion model."""
+"""Number of modes of the latent space, by Gaussian mixtures: fewer modes are easier for a diffusion model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from jsonargparse.typing import NonNegativeInt, OpenUnitInterval, PositiveFloat, PositiveInt
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -19,48 +20,49 @@ from maetok.analysis.subsets import class_balanced
 
 
 class GMMModes(Callback):
-    """Fits mixtures of several numbers of components to training latents and measures them on validation latents.
+    """Fits mixtures with several numbers of components to training latents and measures them on validation latents.
 
     Logs ``validation/gmm_modes_nll`` and ``validation/gmm_modes_bic``, the numbers of components with the lowest
     held-out negative log-likelihood and the lowest BIC, and for each number K of components ``gmm_nll/K``,
     ``gmm_nll_held_out/K`` (nats per sample), ``gmm_bic/K``, ``gmm_largest_mean_norm/K``, ``gmm_smallest_weight/K`` and
-    ``gmm_converged/K`` (1 or 0). The curves go to TensorBoard and ``pictures/``, everything as JSON and CSV to
-    ``analysis/`` in the run directory.
+    ``gmm_converged/K`` (1 or 0). The curves go to TensorBoard and ``pictures/``; all numbers go to
+    ``analysis/`` in the run directory as JSON and CSV.
 
-    Runs in the validation of the last step, and in ``validate`` and ``test``. The datamodule must offer
+    The callback runs in the validation of the last step, in ``validate`` and in ``test``. The datamodule must offer
     ``evaluation_dataloader(split, max_samples)``, and for ``every_n_epochs`` also ``position``, ``epoch_samples`` and
-    ``batch_size``. The first process fits, on its GPU if it has one, while the others wait: keep the work small enough
-    for the collective time limit.
+    ``batch_size``. The first process fits on its CPU and the other processes wait: keep the work shorter than the
+    collective time limit.
 
     Args:
-        component_counts: numbers of components; those of the paper by default.
-        dimensions: principal components to keep; the same for all runs that are to be compared.
-        explained_variance: where ``dimensions`` is not given, keep those that explain more than this share.
-        covariance_type: of the components.
-        per_class: largest number of latents of a class, of each split.
-        max_samples: largest number of samples encoded of each split, taken evenly from all of it.
-        restarts: starts of each mixture, of which the best counts.
-        max_iterations: limit of iterations of each.
-        regularization: added to the variances of the components, which are of standardised latents.
-        seed: of the choice of latents and of the starts.
-        every_n_steps: run as well in the first validation at or after each multiple of this step; 0 for no such.
-        every_n_epochs: run as well in the first validation after each so many passes through the data; 0 for no such.
+        component_counts: numbers of components; the paper's by default.
+        dimensions: number of principal components to keep; only runs with the same number compare.
+        explained_variance: without ``dimensions``, keep as many as explain more than this share of the variance.
+        covariance_type: a full covariance for each component, or a diagonal one.
+        per_class: largest number of latents of a class in each split.
+        max_samples: largest number of samples to encode from each split, spread evenly over it.
+        restarts: number of starts of each mixture; the best one counts.
+        max_iterations: limit of iterations of each start.
+        regularization: added to the variances of the components, in units of standardised latents.
+        seed: seeds the choice of latents and the starts.
+        every_n_steps: run also in the first validation at or after each multiple of this step; 0 to disable.
+        every_n_epochs: run also in the first validation after each such number of passes through the data; 0 to
+            disable.
     """
 
     def __init__(
         self,
-        component_counts: Sequence[int] = PAPER_COMPONENT_COUNTS,
-        dimensions: int | None = None,
-        explained_variance: float = 0.9,
+        component_counts: Sequence[PositiveInt] = PAPER_COMPONENT_COUNTS,
+        dimensions: PositiveInt | None = None,
+        explained_variance: OpenUnitInterval = 0.9,
         covariance_type: Literal["full", "diag"] = "full",
-        per_class: int = 100,
-        max_samples: int = 10_000,
-        restarts: int = 3,
-        max_iterations: int = 500,
-        regularization: float = 1e-6,
-        seed: int = 0,
-        every_n_steps: int = 0,
-        every_n_epochs: int = 0,
+        per_class: PositiveInt = 100,
+        max_samples: PositiveInt = 10_000,
+        restarts: PositiveInt = 3,
+        max_iterations: PositiveInt = 500,
+        regularization: PositiveFloat = 1e-6,
+        seed: NonNegativeInt = 0,
+        every_n_steps: NonNegativeInt = 0,
+        every_n_epochs: NonNegativeInt = 0,
     ) -> None:
         self.component_counts, self.dimensions = component_counts, dimensions
         self.explained_variance, self.covariance_type = explained_variance, covariance_type
@@ -69,7 +71,7 @@ class GMMModes(Callback):
         self.every_n_steps, self.every_n_epochs = every_n_steps, every_n_epochs
 
     def measures(self, trainer: Trainer) -> bool:
-        """Whether to run in this validation."""
+        """Return whether to run in this validation."""
         if is_due(trainer, self.every_n_steps):
             return True
         if not self.every_n_epochs:
@@ -80,14 +82,14 @@ class GMMModes(Callback):
         return data.position // period > before // period
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Encode both splits, fit, log, draw, write."""
+        """Encode both splits, fit, log, draw and write."""
         if trainer.sanity_checking:
             return
         if not self.measures(trainer):
             forget_metrics(trainer, "validation/gmm_modes", "gmm_")
             return
         train, held_out = (self.balanced_latents(trainer, pl_module, split) for split in ("train", "validation"))
-        check_component_counts(self.component_counts, len(train))  # on all processes, so that none waits for the first
+        check_component_counts(self.component_counts, len(train))  # all processes raise, so none waits for the first
         analysis = self.analyse(trainer, train, held_out) if trainer.is_global_zero else None
         analysis = trainer.strategy.broadcast(analysis)
         assert analysis is not None
@@ -98,7 +100,7 @@ class GMMModes(Callback):
     on_test_epoch_end = on_validation_epoch_end
 
     def balanced_latents(self, trainer: Trainer, pl_module: Any, split: str) -> np.ndarray:
-        """(n, L, C) float32 latents of a split, with at most ``per_class`` of a class."""
+        """Return latents (n, L, C) float32 of a split, at most ``per_class`` of a class."""
         latents, labels = gather_latents(trainer, pl_module, split, self.max_samples)
         return latents[class_balanced(labels, self.per_class, self.seed)]
 
@@ -134,7 +136,7 @@ class GMMModes(Callback):
         pl_module.log_dict(scalars, rank_zero_only=True)
 
     def write(self, trainer: Trainer, step: int, analysis: ModeAnalysis) -> None:
-        """Draw the curves, and write JSON and CSV."""
+        """Draw the curves and write JSON and CSV."""
         run, name = Path(trainer.default_root_dir), f"gmm_modes_step={step:09d}"
         picture = torch.from_numpy(pixels(mode_curves([analysis]))).permute(2, 0, 1) / 255
         for logger in trainer.loggers:

@@ -8,7 +8,7 @@ from maetok.metrics import reconstruction_metrics, to_unit_range
 
 
 class ReconstructionMetrics(Callback):
-    """Logs ``validation/psnr`` (dB), ``validation/ssim`` and ``validation/l1`` (of the full range, in [0, 1]).
+    """Logs ``validation/psnr`` (dB), ``validation/ssim`` and ``validation/l1`` (share of the full range, in [0, 1]).
 
     Every valid sample counts exactly once, on any number of processes.
     """
@@ -25,7 +25,7 @@ class ReconstructionMetrics(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Reconstruct and compare the valid samples of one batch."""
+        """Reconstruct the valid samples of a batch and compare them."""
         images = batch["images"][batch["valid"]]
         if len(images):
             self.metrics.update(to_unit_range(pl_module.reconstruct(images)), to_unit_range(images))

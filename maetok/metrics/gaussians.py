@@ -1,4 +1,4 @@
-"""Mean and covariance of features, and the Fréchet distance between Gaussians that have them."""
+"""Mean and covariance of features, and the Fréchet distance between two Gaussians."""
 
 from dataclasses import dataclass
 
@@ -9,10 +9,10 @@ from maetok.runtime.distributed import gather_over_ranks, sum_over_ranks
 
 
 def frechet_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor, other_covariance: Tensor) -> Tensor:
-    """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)), by symmetric eigendecompositions in float64.
+    """Return |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)), by symmetric eigendecompositions in float64.
 
-    This is equation 6 of arXiv 1706.08500. The trace of the root is that of (C^(1/2) C' C^(1/2))^(1/2), whose argument
-    is symmetric.
+    This is equation 6 of arXiv 1706.08500. The root has the same trace as (C^(1/2) C' C^(1/2))^(1/2), whose argument is
+    symmetric.
 
     Args:
         mean: (D,) float64.
@@ -21,7 +21,7 @@ def frechet_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor, other
         other_covariance: (D, D) float64.
 
     Returns:
-        Scalar float64, at least 0 but for rounding.
+        Scalar float64, at least 0 up to rounding.
     """
     values, vectors = torch.linalg.eigh(covariance)
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
@@ -31,19 +31,19 @@ def frechet_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor, other
 
 
 def mean_and_covariance(count: Tensor, total: Tensor, product: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and unbiased covariance (D, D) from number, sum (D,) and sum of outer products (D, D) of vectors."""
+    """Return mean (D,) and unbiased covariance (D, D) from count, sum (D,) and sum of outer products (D, D)."""
     mean = total / count
     return mean, (product - count * torch.outer(mean, mean)) / (count - 1)
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """What a Fréchet distance needs to know of a set of features.
+    """Holds the moments of a set of features.
 
     Args:
         mean: (D,) float64.
         covariance: (D, D) float64.
-        count: number of vectors it was estimated from; None if unknown.
+        count: number of vectors behind the estimate; None if unknown.
     """
 
     mean: Tensor
@@ -51,17 +51,17 @@ class Gaussian:
     count: int | None = None
 
     def distance(self, other: "Gaussian") -> float:
-        """Fréchet distance to another one, at least 0."""
+        """Return the Fréchet distance to another Gaussian, at least 0."""
         device = self.mean.device
         theirs = other.mean.to(device), other.covariance.to(device)
         return frechet_distance(self.mean, self.covariance, *theirs).clamp_min(0).item()
 
 
 class Moments:
-    """Collects features as number, sum and sum of outer products in float64, which processes add up.
+    """Collects features as count, sum and sum of outer products in float64, and adds them up over processes.
 
     Args:
-        device: where the sums are kept; that of the collective operations if there are several processes.
+        device: holds the sums; with several processes, the device of collective operations.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -75,7 +75,7 @@ class Moments:
         self.sums = [old.add_(value) for old, value in zip(self.sums, new, strict=True)] if self.sums else new
 
     def gaussian(self) -> Gaussian | None:
-        """Mean and covariance over all processes, the same on each; None if there are fewer than two vectors."""
+        """Return mean and covariance over all processes; None if there are fewer than two vectors."""
         dims = [dim for dim in gather_over_ranks(len(self.sums[1]) if self.sums else 0) if dim]
         if not dims:
             return None

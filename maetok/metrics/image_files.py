@@ -16,11 +16,11 @@ EXTENSIONS = (".png", ".jpg", ".jpeg")
 
 
 class ImageFolder:
-    """PNG and JPEG files of a folder, in the order of their names.
+    """Reads PNG and JPEG files of a folder in the order of their names.
 
     Args:
         path: the folder.
-        image_size: side of the square that images are cropped to; None to take them as they are.
+        image_size: crop images to a square of this side; None to leave them as they are.
 
     Raises:
         FileNotFoundError: if the folder holds no images.
@@ -53,10 +53,10 @@ class ImageFolder:
         return image if self.image_size is None else center_crop(image, (self.image_size, self.image_size))
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """(n, 3, H, W) uint8.
+        """Yield (n, 3, H, W) uint8.
 
         Raises:
-            ValueError: if images are of several sizes.
+            ValueError: if images have several sizes.
         """
         for start in range(0, len(self.paths), batch_size):
             images = [self.read(path) for path in self.paths[start : start + batch_size]]
@@ -66,14 +66,14 @@ class ImageFolder:
 
 
 class ImageArchive:
-    """``arr_0`` (N, H, W, 3) uint8 of an npz file, and what may stand beside it.
+    """Reads ``arr_0`` (N, H, W, 3) uint8 of an npz file, with labels and moments if the file holds any.
 
-    ``labels`` (N,) is what ``callbacks.SampleWriter`` adds, ``arr_1`` what ADM's own sampler calls them; ``mu``,
-    ``sigma``, ``mu_s`` and ``sigma_s`` are the moments of pooled and spatial Inception features in reference files of
-    the ADM evaluation suite, which may lack images.
+    ``callbacks.SampleWriter`` writes the labels (N,) as ``labels``, ADM's own sampler as ``arr_1``. Reference files of
+    the ADM evaluation suite hold moments of pooled (``mu``, ``sigma``) and spatial (``mu_s``, ``sigma_s``) Inception
+    features; such a file may lack images.
 
     Args:
-        path: the file; compressed ones can be read as well.
+        path: the file; it may be compressed.
 
     Raises:
         ValueError: if it holds neither images nor moments.
@@ -102,7 +102,7 @@ class ImageArchive:
         return self.shape[0]
 
     def read_header(self, member: IO[bytes]) -> tuple[int, ...]:
-        """Read the beginning of an array and return its shape; raises ValueError if it holds no uint8 images."""
+        """Read the header of an array and return its shape; raise ValueError if it does not hold uint8 images."""
         headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, fortran_order, dtype = headers[np.lib.format.read_magic(member)](member)
         if dtype != np.uint8 or fortran_order or len(shape) != 4 or shape[3] != 3:
@@ -110,7 +110,7 @@ class ImageArchive:
         return shape
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """(n, 3, H, W) uint8; no more than a batch is in memory."""
+        """Yield (n, 3, H, W) uint8; only one batch at a time is in memory."""
         if not len(self):
             return
         count, height, width, channels = self.shape
@@ -123,19 +123,19 @@ class ImageArchive:
 
 
 def as_float64(mean: np.ndarray, covariance: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Both as float64 tensors."""
+    """Return both as float64 tensors."""
     return torch.from_numpy(mean.astype(np.float64)), torch.from_numpy(covariance.astype(np.float64))
 
 
 def open_images(path: Path, image_size: int | None = None) -> ImageFolder | ImageArchive:
-    """Images of a folder or npz file.
+    """Open the images of a folder or npz file.
 
     Args:
         path: the folder or file.
-        image_size: side of the square that images of a folder are cropped to; None to take them as they are.
+        image_size: crop images of a folder to a square of this side; None to leave them as they are.
 
     Raises:
-        FileNotFoundError: if there is no such thing.
+        FileNotFoundError: if the path is neither.
         ValueError: if it holds no images.
     """
     if path.is_dir():
@@ -146,8 +146,8 @@ def open_images(path: Path, image_size: int | None = None) -> ImageFolder | Imag
 
 
 def reference_gaussians(references: ImageFolder | ImageArchive, is_inception: bool) -> dict[str, Gaussian] | None:
-    """Moments that stand beside reference images, which are those of Inception.
+    """Return the moments that a reference file holds; they belong to Inception.
 
-    For another network they mean nothing: None if there are images to take instead.
+    For any other network, return None if there are images to measure instead.
     """
     return None if len(references) and not is_inception else references.reference_moments

@@ -1,4 +1,4 @@
-"""Features of the Inception network that FID, sFID and Inception Score are defined by, in torch-fidelity's version."""
+"""Features of the Inception network that defines FID, sFID and Inception Score, in torch-fidelity's version."""
 
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,21 +12,21 @@ SPATIAL_CHANNELS = 7
 
 
 class InceptionFeatures(FeatureNetwork):
-    """InceptionV3 with the weights of 2015-12-05, which resizes images to 299 pixels by TensorFlow 1's bilinear rule.
+    """Runs InceptionV3 with the weights of 2015-12-05; it resizes images to 299 pixels by TensorFlow 1's bilinear rule.
 
-    ``pool`` (n, 2048) is TensorFlow's ``pool_3``, ``logits`` (n, 1008) the product with the last weights without
-    their bias, which Inception Score takes. ``spatial`` (n, 17 * 17 * 7 = 2023) are the first seven channels of
-    ``mixed_6/conv`` (Nash et al. 2021, arXiv 2103.03841), flattened with channels last as in the statistics of the ADM
-    evaluation suite. TensorFlow numbers the blocks mixed, mixed_1 ... mixed_10 where torch-fidelity has Mixed_5b ...
-    Mixed_5d, Mixed_6a ... Mixed_6e, Mixed_7a ... Mixed_7c; ``mixed_6/conv`` is thus the 1 x 1 convolution that begins
-    Mixed_6d, after batch normalisation and ReLU: ``Mixed_6d.branch1x1``.
+    ``pool`` (n, 2048) is TensorFlow's ``pool_3``. ``logits`` (n, 1008) is its product with the last weights without
+    bias, for the Inception Score. ``spatial`` (n, 17 * 17 * 7 = 2023) holds the first seven channels of
+    ``mixed_6/conv`` (Nash et al. 2021, arXiv 2103.03841), flattened with channels last as in the moments of the ADM
+    evaluation suite. TensorFlow numbers the blocks mixed, mixed_1 ... mixed_10; torch-fidelity names them Mixed_5b ...
+    Mixed_5d, Mixed_6a ... Mixed_6e, Mixed_7a ... Mixed_7c. ``mixed_6/conv`` is therefore the 1 x 1 convolution at the
+    start of Mixed_6d, after batch normalisation and ReLU: ``Mixed_6d.branch1x1``.
 
     Args:
         weights_path: torch-fidelity's file of the weights; nothing is downloaded.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it holds something else.
+        ValueError: if the file holds something else.
     """
 
     is_inception: ClassVar[bool] = True
@@ -43,7 +43,7 @@ class InceptionFeatures(FeatureNetwork):
                 "reported as FD"
             )
         try:
-            # torch-fidelity would execute what a file of another kind says
+            # Refuses pickled code, which torch-fidelity would execute
             torch.load(weights_path, map_location="cpu", weights_only=True)
             wanted = ["2048", "logits_unbiased"]
             self.network = FeatureExtractorInceptionV3("inception", wanted, feature_extractor_weights_path=weights_path)
@@ -56,14 +56,14 @@ class InceptionFeatures(FeatureNetwork):
         self.network.Mixed_6d.branch1x1.register_forward_hook(self.keep_spatial)
 
     def extra_repr(self) -> str:
-        """Nothing but the weights decides what it gives."""
+        """Return the date of the weights, the only setting."""
         return "2015-12-05"
 
     def keep_spatial(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        """Note the spatial features (n, 2023) on the way."""
+        """Keep the spatial features (n, 2023) of a forward pass."""
         self.spatial = [output[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).float()]
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """``pool``, ``logits`` and ``spatial`` of uint8 images of any size."""
+        """Return ``pool``, ``logits`` and ``spatial`` of uint8 images of any size."""
         pool, logits = self.network(images)
         return {"pool": pool, "logits": logits, "spatial": self.spatial.pop()}
