@@ -4,6 +4,7 @@
 ``${oc.env:NAME,default}`` is an environment variable. https://omegaconf.readthedocs.io describes the grammar.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,8 +58,9 @@ class Interpolation:
         self.tree = tree
         self._root: Any = None
         texts = [text for text in tree.texts if MARK in text[2]]
-        for where, key, text in texts:
-            self._checked(where, key, text)
+        for step in (check_grammar, self._resolved):
+            for where, key, text in texts:
+                checked(step, where, key, text)
         for flag in flags:
             if flag.startswith("shared.") and not any(flag in text for _, _, text in texts):
                 raise InterpolationError(
@@ -74,18 +76,6 @@ class Interpolation:
             return [self(value) for value in content]
         return self._resolved(content) if isinstance(content, str) and MARK in content else content
 
-    def _checked(self, where: str, key: str, text: str) -> None:
-        from omegaconf.errors import OmegaConfBaseException
-
-        try:
-            self._resolved(text)
-        except (OmegaConfBaseException, RecursionError) as error:
-            reason = str(error).splitlines()[0]
-            raise InterpolationError(
-                f"{where}: {key}: {text}: {reason}. An interpolation names a key of the config from the top, as in "
-                "${shared.image_size}, or an environment variable, as in ${oc.env:NAME,default}"
-            ) from error
-
     def _resolved(self, text: str) -> Any:
         from omegaconf import OmegaConf  # slow to import, and --help needs none of it
 
@@ -94,3 +84,24 @@ class Interpolation:
         self._root["__text__"] = text
         value = self._root["__text__"]
         return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def check_grammar(text: str) -> None:
+    """Raise OmegaConf's error if a text is no interpolation; one such text would hide the others' values."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.create({"text": text})
+
+
+def checked(step: Callable[[str], Any], where: str, key: str, text: str) -> None:
+    """Apply a step to a text; the error says where the text stands."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        step(text)
+    except (OmegaConfBaseException, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InterpolationError(
+            f"{where}: {key}: {text}: {reason}. An interpolation names a key of the config from the top, as in "
+            "${shared.image_size}, or an environment variable, as in ${oc.env:NAME,default}"
+        ) from error
