@@ -23,6 +23,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from maetok.runtime.memory import process_memory
+
 Numbers = dict[str, float]
 Results = dict[str, list[Numbers]]
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
@@ -121,11 +123,11 @@ def cpu_seconds(pid: int) -> float:
 
 
 def peak_memory(pid: int) -> float:
-    """Largest resident memory of a live process so far, in MiB; pages shared with other processes count in full."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024 / MEBIBYTE
-    raise RuntimeError(f"/proc/{pid}/status has no VmHWM")
+    """Return the largest resident memory of a live process so far, in MiB."""
+    peak = process_memory("VmHWM", pid)
+    if peak is None:
+        raise RuntimeError(f"/proc/{pid}/status has no VmHWM: run the benchmark on Linux")
+    return peak / MEBIBYTE
 
 
 def medians(results: Results) -> dict[str, Numbers]:

@@ -50,3 +50,11 @@ class Digits(ImageShards):
 
         if not list(self.root.glob("validation-*.tar")):
             pack_digits(self.root)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("TRAIN_SAMPLES", "digit_images"):  # they were here before packing became a package
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from datamodules.pack import digits
+
+    return getattr(digits, name)

@@ -1,7 +1,7 @@
-"""Remote files (http://, s3://, any fsspec protocol): which there are, how large they are, and copying them whole.
+"""Remote files (http://, s3://, any fsspec protocol): list them, ask for their sizes, copy them whole.
 
-Every request runs in an event loop of its own that ends with the call. Nothing of it (loop, thread, connection) is left
-that a data loader worker could inherit by fork().
+Every call runs its requests in an event loop of its own. When it returns, no loop, thread or connection is left that a
+data loader worker could inherit by fork(). fsspec's synchronous interface keeps a thread for the life of the process.
 """
 
 import asyncio
@@ -17,22 +17,22 @@ from datamodules.shards import ShardError
 TIMEOUT_SECONDS = 30.0
 """For connecting over http, and for each wait for more bytes."""
 WAIT_SECONDS = (1.0, 2.0, 4.0)
-"""Before each further attempt of a request that failed."""
+"""Pauses before a failed request is repeated."""
 REQUESTS_AT_ONCE = 32
 LISTED_ERRORS = 10
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 Action = Callable[[Any, str], Awaitable[Any]]
-"""What to do with a file system and a URL."""
+"""A coroutine of a file system and a URL."""
 
 
 def is_remote(location: str) -> bool:
-    """Whether a location is a URL (``protocol://``) and no local path."""
+    """Return whether a location is a URL (``protocol://``) rather than a local path."""
     return re.match(r"[A-Za-z][\w+.:-]*://", location) is not None
 
 
 def check_location(location: str, config_key: str) -> None:
-    """Do nothing for a local path and for a URL that can be read.
+    """Accept a local path or a URL that can be read.
 
     Raises:
         ShardError: for ``pipe:``, a protocol that fsspec does not know, or one whose package is not installed.
@@ -56,10 +56,12 @@ def check_location(location: str, config_key: str) -> None:
 
 
 def expand(pattern: str, config_key: str) -> list[str]:
-    """Sorted URLs of a pattern: braces like ``{000000..000009}`` without asking the server, ``*?[`` by listing it.
+    """Return the sorted URLs of a pattern.
+
+    Braces like ``{000000..000009}`` need no server. Wildcards ``*?[`` are resolved by listing the server's files.
 
     Raises:
-        ShardError: as `check_location`, if braces do not match, nothing matches, or the server cannot list.
+        ShardError: as `check_location`; if braces do not match, nothing matches, or the server cannot list.
     """
     import braceexpand
 
@@ -70,7 +72,7 @@ def expand(pattern: str, config_key: str) -> list[str]:
         raise ShardError(f"{config_key}={pattern!r}: {error}; write braces like {{000000..000009}}") from error
     urls: set[str] = set()
     for location in locations:
-        over_http = location.startswith(("http://", "https://"))  # there a question mark begins the query
+        over_http = location.startswith(("http://", "https://"))  # a question mark begins the query of such a URL
         path = location.partition("://")[2].partition("/")[2]
         if not set(path) & set("*[" if over_http else "*?["):
             urls.add(location)
@@ -85,13 +87,13 @@ def expand(pattern: str, config_key: str) -> list[str]:
 
 
 def _listed(pattern: str, setting: str) -> list[str]:
-    """URLs of the files that match a wildcard pattern; raises ShardError, with the setting, if there are none."""
+    """Return the URLs of the files that match a wildcard pattern; raise ShardError with the setting if none does."""
 
     async def glob(system: Any, url: str) -> list[str]:
         stripped = system._strip_protocol(url)
         found = await _call(system, "glob", stripped, detail=True)
         names = [name for name, info in found.items() if info["type"] == "file"]
-        if url.endswith(stripped):  # keeps the protocol and host as the user wrote them
+        if url.endswith(stripped):  # keep protocol and host as the user wrote them
             return [url.removesuffix(stripped) + name for name in names]
         return [system.unstrip_protocol(name) for name in names]
 
@@ -107,10 +109,10 @@ def _listed(pattern: str, setting: str) -> list[str]:
 
 
 def read_bytes(url: str) -> bytes | None:
-    """A small file, or None if it does not exist.
+    """Return the content of a small file, or None if it does not exist.
 
     Raises:
-        ShardError: if that cannot be told, because the server does not answer or refuses.
+        ShardError: if the server does not answer or refuses, so that it is unknown whether the file exists.
     """
 
     async def read(system: Any, url: str) -> bytes:
@@ -125,10 +127,10 @@ def read_bytes(url: str) -> bytes | None:
 
 
 def sizes(urls: Sequence[str]) -> list[int]:
-    """Bytes of each shard, by requests for metadata, many at a time.
+    """Return the bytes of each shard. Many requests for metadata run at a time.
 
     Raises:
-        ShardError: with a list of the shards that are missing, cannot be reached, or whose size is not told.
+        ShardError: lists the shards that are missing, cannot be reached, or have no known size.
     """
 
     async def size(system: Any, url: str) -> int:
@@ -152,10 +154,10 @@ def sizes(urls: Sequence[str]) -> list[int]:
 
 
 def download(url: str, path: str, size: int) -> None:
-    """Copy a remote file of ``size`` bytes; what a failed attempt wrote is left at the path.
+    """Copy a remote file of ``size`` bytes. A failed attempt may leave a part of it at the path.
 
     Raises:
-        ShardError: if all attempts fail, or give another number of bytes.
+        ShardError: if all attempts fail or yield another number of bytes.
         OSError: if the local disk is full.
     """
 
@@ -173,7 +175,7 @@ def download(url: str, path: str, size: int) -> None:
 
 
 def _on_each(urls: Sequence[str], action: Action) -> list[Any]:
-    """Result of an action for each URL, or the exception that its last attempt ended with."""
+    """Return the result of an action for each URL, or the exception of its last attempt."""
     hosts: dict[str, list[str]] = {}
     for url in urls:
         hosts.setdefault("/".join(url.split("/", 3)[:3]), []).append(url)
@@ -189,14 +191,14 @@ def _on_each(urls: Sequence[str], action: Action) -> list[Any]:
 
 
 async def _on_host(urls: list[str], action: Action) -> list[Any]:
-    """The same for URLs of one host or bucket, which share their connections."""
+    """Do the same for URLs of one host or bucket, which share their connections."""
     try:
         system = _file_system(urls[0])
         connect = getattr(system, "set_session", None) if system.async_impl else None
         session = await connect() if connect else None
     except Exception as error:
         return [error] * len(urls)
-    # A file system without async methods may have only one connection, which threads cannot share.
+    # A file system without async methods may have a single connection, which threads cannot share.
     gate = asyncio.Semaphore(REQUESTS_AT_ONCE if system.async_impl else 1)
 
     async def attempt(url: str) -> Any:
@@ -218,7 +220,7 @@ async def _on_host(urls: list[str], action: Action) -> list[Any]:
 
 
 def _file_system(url: str) -> Any:
-    """A new file system object for this call only; credentials come from the environment or fsspec's configuration."""
+    """Return a new file system for this call only; credentials come from the environment or fsspec's configuration."""
     import fsspec
     from fsspec.config import conf
 
@@ -238,24 +240,20 @@ def _file_system(url: str) -> Any:
 
 
 async def _call(system: Any, method: str, *arguments: Any, **options: Any) -> Any:
-    """A method of a file system, asynchronous or not."""
+    """Call a method of a file system, asynchronous or not."""
     if system.async_impl:
         return await getattr(system, f"_{method}")(*arguments, **options)
     return await asyncio.to_thread(getattr(system, method), *arguments, **options)
 
 
 def _run(work: Coroutine[Any, Any, Any]) -> Any:
-    """Result of a coroutine, also where an event loop runs already (a notebook)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
+    """Return the result of a coroutine, even where an event loop already runs (a notebook)."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, work).result()
 
 
 def _is_final(error: BaseException) -> bool:
-    """Whether another attempt is useless: no such file, no access, disk full."""
+    """Return whether another attempt is useless: no such file, no access, disk full."""
     status = getattr(error, "status", None)
     refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
     disk = isinstance(error, OSError) and error.errno in DISK_ERRORS
@@ -263,7 +261,7 @@ def _is_final(error: BaseException) -> bool:
 
 
 def _actual(error: Exception) -> BaseException:
-    """The reason that fsspec's http file system hides behind FileNotFoundError when it asks for metadata."""
+    """Return the cause that fsspec's http file system hides behind FileNotFoundError when it asks for metadata."""
     return error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
 
 

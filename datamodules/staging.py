@@ -1,6 +1,8 @@
 """Copies of remote shards on node-local disk, within a size limit.
 
-The processes of a node share them and meet only through files and their locks.
+The processes of a node share the copies and coordinate through files and their locks. fsspec's ``filecache`` and
+``simplecache`` are not enough: every process downloads a copy of its own, nothing limits their total size, and a copy
+that was cut short is not noticed (tests/datamodules/test_staging.py holds all three).
 """
 
 import fcntl
@@ -14,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from datamodules.remote import check_location, download, expand, is_remote, read_bytes, sizes
+from jsonargparse.typing import PositiveFloat
+
+from datamodules.remote import download, is_remote
 from datamodules.shards import ShardError
 from maetok.formats.files import publish
-
-__all__ = ["Staging", "check_location", "expand", "is_remote", "local_name", "read_bytes", "sizes"]
 
 COPY_NAME = re.compile(r"[0-9a-f]{16}-.*")
 PARTIAL_NAME = re.compile(r"\.([0-9a-f]{16}-.*)\.(\d+)\.partial")
@@ -26,38 +28,34 @@ PARTIAL_NAME = re.compile(r"\.([0-9a-f]{16}-.*)\.(\d+)\.partial")
 
 @dataclass(frozen=True)
 class Staging:
-    """Where copies of remote shards lie, shared by all processes of a node.
+    """Where the copies of remote shards are kept, shared by all processes of a node.
 
     Args:
-        directory: on node-local disk; created if missing. Files of other names in it are left alone.
-        limit_gigabytes: size of all copies together, in 1e9 bytes; the least recently used ones are deleted to keep it.
-            None: no limit. A deleted copy takes space for as long as a process has it open.
+        directory: folder on node-local disk; created if missing. Other files in it are left alone.
+        limit_gigabytes: size of all copies together, in 1e9 bytes; the least recently used ones are deleted to stay
+            below it. None disables the limit. A deleted copy takes space for as long as a process has it open.
     """
 
     directory: str
-    limit_gigabytes: float | None = None
+    limit_gigabytes: PositiveFloat | None = None
 
     def __post_init__(self) -> None:
         if not self.directory or is_remote(self.directory):
             raise ValueError(f"data.init_args.staging.directory={self.directory!r} must be a folder on a local disk")
-        if self.limit_gigabytes is not None and not self.limit_gigabytes > 0:
-            raise ValueError(
-                f"data.init_args.staging.limit_gigabytes={self.limit_gigabytes} must be positive, or null for no limit"
-            )
 
     def open(self, url: str, size: int) -> BinaryIO:
-        """The copy, opened; it stays readable even if another process then deletes it to make room."""
+        """Open the copy; it stays readable even if another process then deletes it to make room."""
         while True:
             try:
                 return open(self.path(url, size), "rb", buffering=0)
-            except FileNotFoundError:  # deleted between the two
+            except FileNotFoundError:  # deleted after path() returned
                 time.sleep(0.01)
 
     def path(self, url: str, size: int) -> str:
-        """Path of the copy of a shard of ``size`` bytes, downloaded unless it is there.
+        """Return the path of the copy of a shard of ``size`` bytes; download it if it is missing.
 
         Raises:
-            ShardError: if the download fails repeatedly, or there is no room for it.
+            ShardError: if the download fails repeatedly or the disk has no room for it.
         """
         if self.limit_gigabytes is not None and size > self.limit_gigabytes * 1e9:
             raise ShardError(
@@ -69,7 +67,7 @@ class Staging:
             if not _touch(local, size):
                 self._folder.mkdir(parents=True, exist_ok=True)
                 with _locked(self._folder / f".{local.name}.lock"):
-                    if not _touch(local, size):  # another process may have downloaded it meanwhile
+                    if not _touch(local, size):  # another process may have downloaded it in the meantime
                         local.unlink(missing_ok=True)
                         self._download(url, size, local)
         except OSError as error:
@@ -84,7 +82,7 @@ class Staging:
         return Path(self.directory).expanduser()
 
     def _download(self, url: str, size: int, local: Path) -> None:
-        """Download under a temporary name, check the size, rename. The lock of the shard is held."""
+        """Download under a temporary name, check the size and rename. The caller holds the lock of the shard."""
         partial = self._reserve(local.name, size)
         try:
             download(url, str(partial), size)
@@ -94,7 +92,7 @@ class Staging:
             partial.unlink(missing_ok=True)
 
     def _reserve(self, name: str, size: int) -> Path:
-        """An empty temporary file whose name tells how much room it will take; waits for other downloads if need be."""
+        """Create a temporary file whose name states the room it will take; wait for other downloads if necessary."""
         partial = self._folder / f".{name}.{size}.partial"
         while True:
             with _locked(self._folder / ".lock"):
@@ -104,7 +102,7 @@ class Staging:
             time.sleep(0.05)
 
     def _make_room(self, name: str, size: int) -> bool:
-        """Delete what dead processes left and, oldest first, as many copies as needed; False if that is not enough."""
+        """Delete the leftovers of dead processes, then the oldest copies as needed; return whether that is enough."""
         used, copies = 0, []
         for entry in list(os.scandir(self._folder)):
             partial = PARTIAL_NAME.fullmatch(entry.name)
@@ -126,13 +124,13 @@ class Staging:
 
 
 def local_name(url: str) -> str:
-    """File name of a copy: a hash of the whole URL, and its last part to be read by people."""
+    """Return the file name of a copy: a hash of the whole URL and its readable last part."""
     readable = re.sub(r"[^\w.-]", "_", url.partition("?")[0].rpartition("/")[2], flags=re.ASCII)[-100:]
     return f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{readable}"
 
 
 def _touch(path: Path, size: int) -> bool:
-    """Mark a complete copy as just used; False if there is none of this size."""
+    """Mark a complete copy as just used; return False if there is none of this size."""
     try:
         if path.stat().st_size != size:
             return False
@@ -144,10 +142,10 @@ def _touch(path: Path, size: int) -> bool:
 
 @contextmanager
 def _locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of a file, which the operating system releases if the process dies.
+    """Hold the lock of a file; the operating system releases it if the process dies.
 
     Raises:
-        BlockingIOError: if another one holds it and ``wait`` is False.
+        BlockingIOError: if another process holds it and ``wait`` is False.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -155,7 +153,7 @@ def _locked(path: Path, wait: bool = True) -> Iterator[None]:
         try:
             yield
         finally:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough if another thread forked meanwhile
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough if another thread has forked
     finally:
         os.close(descriptor)
 

@@ -63,10 +63,10 @@ def memory_cases(shards: dict[str, str], most_workers: int, measured: int) -> li
 
 def pack(photos: Path, folder: Path) -> str:
     """Shards of the photos, written once; the pattern that matches them."""
-    from datamodules.pack.__main__ import main as pack_images
+    from datamodules.pack import main as pack_shards
 
     if not list(folder.glob("train-*.tar")):
-        pack_images(["--source", str(photos), "--output", str(folder), "--samples-per-shard", str(SAMPLES_PER_SHARD)])
+        pack_shards(["--source", str(photos), "--output", str(folder), "--samples-per-shard", str(SAMPLES_PER_SHARD)])
     for path in folder.glob("train-*.tar"):
         path.read_bytes()  # into the page cache
     return str(folder / "train-*.tar")

@@ -12,7 +12,7 @@ from datamodules.pack.split import PackOptions, pack_split
 
 def main(args: list[str] | None = None) -> None:
     """Command line entry."""
-    parser = argparse.ArgumentParser(prog="python -m datamodules.pack.split", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m datamodules.pack", description=__doc__)
     parser.add_argument(
         "--source",
         required=True,

@@ -38,6 +38,18 @@ def peak_memory(device: torch.device) -> int | None:
         peak = torch.cuda.max_memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         return peak
-    status = Path("/proc/self/status")
+    return process_memory("VmHWM")
+
+
+def process_memory(name: str, pid: int | str = "self") -> int | None:
+    """Return resident memory of a live process in bytes, or None where the system has no ``/proc``.
+
+    Pages that it shares with other processes count in full.
+
+    Args:
+        name: ``VmRSS`` for the present memory, ``VmHWM`` for the largest so far.
+        pid: number of the process.
+    """
+    status = Path(f"/proc/{pid}/status")
     lines = status.read_text().splitlines() if status.exists() else []
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)

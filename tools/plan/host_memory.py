@@ -16,15 +16,11 @@ from typing import Any
 import torch.distributed as dist
 from lightning.pytorch import Callback
 
+from maetok.runtime.memory import process_memory
+
 OVERLAY = "configs/overlay/fsdp.yaml"
 DATA = "lightning.pytorch.demos.boring_classes.BoringDataModule"  # no training step comes to ask for a batch
 GIBIBYTE = 2**30
-
-
-def memory(name: str) -> int:
-    """Bytes of this process by their name in /proc: ``VmRSS`` are those it has now, ``VmHWM`` the most it has had."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 class ReportMemory(Callback):
@@ -32,11 +28,11 @@ class ReportMemory(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Note the memory before sharding."""
-        self.built = memory("VmRSS")
+        self.built = process_memory("VmRSS")
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Networks are sharded, optimizers built."""
-        numbers = {"built": self.built, "sharded": memory("VmRSS"), "peak": memory("VmHWM")}
+        numbers = {"built": self.built, "sharded": process_memory("VmRSS"), "peak": process_memory("VmHWM")}
         (Path(trainer.default_root_dir) / f"{trainer.global_rank}.json").write_text(json.dumps(numbers))
         dist.barrier()
         os._exit(0)
