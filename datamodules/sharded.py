@@ -1,4 +1,4 @@
-"""What image and latent datamodules share: the resumable order, evaluation without loss, and how workers load."""
+"""The common base of the datamodules: the resumable order, exact evaluation, and the loader processes."""
 
 import math
 import os
@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -27,24 +28,24 @@ from datamodules.shards import ShardError
 
 @dataclass(frozen=True)
 class Loading:
-    """How batches get to the training process.
+    """How batches reach the training process.
 
     Args:
         num_workers: loader processes per training process; 0 reads in the training process.
         prefetch_factor: batches that each loader process prepares ahead.
-        pin_memory: hand batches over in page-locked memory where there is a GPU.
+        pin_memory: pass batches in page-locked memory if there is a GPU.
         persistent_workers: keep loader processes between epochs and evaluations.
-        timeout: seconds after which a batch that does not come is an error; 0 waits for ever.
+        timeout: seconds after which a missing batch is an error; 0 disables the limit.
     """
 
-    num_workers: int = 8
-    prefetch_factor: int = 2
+    num_workers: NonNegativeInt = 8
+    prefetch_factor: PositiveInt = 2
     pin_memory: bool = True
     persistent_workers: bool = True
-    timeout: float = 600
+    timeout: NonNegativeFloat = 600
 
     def loader(self, dataset: Dataset[Any], order: Sampler[BatchReference]) -> DataLoader[Any]:
-        """A loader of whole batches."""
+        """Return a loader of whole batches."""
         workers: dict[str, Any] = {}
         if self.num_workers:
             workers = {
@@ -56,7 +57,7 @@ class Loading:
         pin_memory = self.pin_memory and torch.cuda.is_available()
         return BatchLoader(
             dataset,
-            batch_sampler=order,  # type: ignore[arg-type] # the dataset understands what the order yields
+            batch_sampler=order,  # type: ignore[arg-type] # the dataset takes a BatchReference
             collate_fn=identity,
             num_workers=self.num_workers,
             pin_memory=pin_memory,
@@ -65,19 +66,19 @@ class Loading:
 
 
 def ignore_job_signals(worker: int) -> None:
-    """Leave USR1 and TERM, which a cluster sends to every process of a job, to the training process."""
+    """Ignore USR1 and TERM in a loader process: a cluster sends them to every process, the training process reacts."""
     for number in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 class BatchLoader(DataLoader[Any]):
-    """A loader that turns arrays into tensors only where batches arrive, and knows how long these were waited for.
+    """A loader that turns arrays into tensors in the training process, and measures how long it waits for batches.
 
-    A worker hands over each tensor as a shared file, which takes longer than to send a small array as it is.
+    A worker passes each tensor as a shared file, which takes longer than sending a small array.
     """
 
     seconds_waited = 0.0
-    """Seconds that whoever takes the batches has spent in here, in all iterations; ``callbacks.Throughput`` logs it."""
+    """Seconds that the caller has waited for batches, over all iterations; ``callbacks.Throughput`` logs it."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yield batches of tensors."""
@@ -95,94 +96,91 @@ class BatchLoader(DataLoader[Any]):
 
 
 def identity(batch: Any) -> Any:
-    """The datasets make whole batches themselves."""
+    """Return a batch unchanged: the datasets build whole batches."""
     return batch
 
 
 class SampleIndex(Protocol):
-    """What this module needs to know of the samples of a split."""
+    """The samples of a split, as the order of a datamodule sees them."""
 
     @property
     def shard_samples(self) -> Sequence[int]:
-        """Samples of each shard; samples are numbered shard after shard."""
+        """Number of samples of each shard; samples are numbered shard after shard."""
 
     def __len__(self) -> int: ...
 
     def fingerprint(self) -> str:
-        """Equal for equal data."""
+        """Return a string that is equal for equal data; a checkpoint records it."""
 
 
 class ShardedData(LightningDataModule):
-    """Base of the datamodules that read shards in the order of :mod:`datamodules.order`.
+    """Base of the datamodules that read samples in the order of :mod:`datamodules.order`.
 
-    The order of training samples is a function of ``seed`` and one position, which checkpoints hold, so a run continues
-    with the very next sample, on any number of processes and workers.
+    The order of training samples is a function of ``seed`` and one position. Checkpoints hold the position, so a run
+    resumes with the very next sample, on any number of processes and workers.
 
     Args:
         batch_size: samples per micro-batch over all processes.
-        evaluation_batch_size: the same for evaluation; ``batch_size`` if not given.
-        loading: worker processes.
-        shuffle_window: shards that are shuffled together; null for all.
-        drop_tail: leave out what does not fill the last batch of an epoch.
+        evaluation_batch_size: samples per evaluation batch over all processes; ``batch_size`` if not given.
+        loading: worker processes, prefetching, pinned memory.
+        shuffle_window: number of shards that are shuffled together; null shuffles all. See docs/data.md.
+        drop_tail: leave out the samples that do not fill the last batch of an epoch; otherwise that batch continues
+            with the next epoch.
         seed: seed of order and augmentation; ``seed_everything`` if not given.
-
-    Raises:
-        ValueError: if ``shuffle_window`` is less than 1.
     """
 
     def __init__(
         self,
-        batch_size: int,
-        evaluation_batch_size: int | None,
-        loading: Loading,
-        shuffle_window: int | None,
-        drop_tail: bool,
-        seed: int | None,
+        batch_size: PositiveInt = 256,
+        evaluation_batch_size: PositiveInt | None = None,
+        loading: Loading = Loading(),
+        shuffle_window: PositiveInt | None = None,
+        drop_tail: bool = False,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
-        if shuffle_window is not None and shuffle_window < 1:
-            raise ValueError(
-                f"data.init_args.shuffle_window={shuffle_window} must be at least 1, or null for all shards"
-            )
         self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size or batch_size
-        self.loading, self.shuffle_window, self.drop_tail = loading, shuffle_window, drop_tail
+        self.loading, self.drop_tail = loading, drop_tail
+        # a plain int: checkpoints hold it, and may hold no class of jsonargparse
+        self.shuffle_window = None if shuffle_window is None else int(shuffle_window)
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
-        # Processes share out whole shards when predicting, so one may have none.
+        # In prediction each process takes whole shards, so one may have none.
         self.allow_zero_length_dataloader_with_multiple_devices = True
+        self.indices: dict[Split, Any] = {}
         self.position = 0
         self.training_batches = 0
 
     def index(self, split: Split) -> SampleIndex:
-        """The samples of a split."""
+        """Return the samples of a split."""
         raise NotImplementedError
 
     def dataset(self, split: Split, training: bool) -> Dataset[Any]:
-        """Reads whole batches by :class:`BatchReference`; random augmentation only in training."""
+        """Return a dataset that reads a whole batch by :class:`BatchReference`; it augments only in training."""
         raise NotImplementedError
 
     @property
     def epoch_samples(self) -> int:
-        """Training samples per epoch."""
+        """Number of training samples per epoch."""
         return samples_per_epoch(len(self.index("train")), self.batch_size, self.drop_tail)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Endless loader that starts at the saved position; read anew at every ``iter()``."""
+        """Return the endless training loader; every ``iter()`` starts at the current position."""
         shuffle = EpochShuffle(self.index("train").shard_samples, self.seed, self.shuffle_window)
         order = TrainingOrder(shuffle, self.batch_size, *self.process, lambda: self.position, self.drop_tail)
         return self.loading.loader(self.dataset("train", training=True), order)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Every validation sample exactly once, over all processes."""
+        """Read every validation sample exactly once over all processes."""
         return self.evaluation_dataloader("validation")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """The validation split: there is no third one."""
+        """Read the validation split: there is no test split."""
         return self.evaluation_dataloader("validation")
 
     def evaluation_dataloader(self, split: Split, max_samples: int | None = None) -> DataLoader[Any]:
-        """A split in stored order without augmentation, each sample exactly once over all processes.
+        """Read a split in stored order without augmentation, each sample exactly once over all processes.
 
-        With ``max_samples``, every n-th sample is read so that there are no more than these.
+        With ``max_samples``, read every n-th sample, with the smallest n that gives at most that many.
         """
         count = len(self.index(split))
         stride = math.ceil(count / max_samples) if max_samples else 1
@@ -190,7 +188,7 @@ class ShardedData(LightningDataModule):
         return self.loading.loader(self.dataset(split, training=False), order)
 
     def shardwise_dataloader(self, split: Split, shards: Sequence[int]) -> DataLoader[Any]:
-        """Some shards of a split in stored order, one after another; each process reads others of them."""
+        """Read some shards of a split in stored order, one after another; the processes share the shards."""
         samples = self.index(split).shard_samples
         ranges = [(sum(samples[:shard]), sum(samples[: shard + 1])) for shard in shards]
         order = ShardwiseOrder(ranges, self.evaluation_batch_size, *self.process)
@@ -198,25 +196,25 @@ class ShardedData(LightningDataModule):
 
     @property
     def process(self) -> tuple[int, int]:
-        """Rank of this process, and how many there are."""
+        """Rank of this process and number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Note how far training has come.
+        """Record the training position.
 
-        Lightning calls this for the batch that is trained next, not for those prefetched, so the position is that of
-        samples really used.
+        Lightning calls this for the batch that is trained next, not for prefetched ones, so the position counts only
+        samples that were used.
         """
         if self.trainer is not None and self.trainer.training:
             self.position = int(batch["position"])
             self.training_batches += 1
-            interval = self.trainer.log_every_n_steps  # 0 is never
+            interval = self.trainer.log_every_n_steps  # 0 disables it
             if interval and self.training_batches % interval == 0:
                 self.report()
         return batch
 
     def report(self) -> None:
-        """Log ``data/epoch``, how often the training data has been seen, for the step that uses this batch.
+        """Log ``data/epoch``, the number of passes over the training data, for the step that uses this batch.
 
         All processes call this at the same batch.
         """
@@ -226,7 +224,7 @@ class ShardedData(LightningDataModule):
             self.trainer.logger.log_metrics({"data/epoch": epoch}, step=self.trainer.global_step + 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Position in the order, and what the order depends on."""
+        """Return the position in the order and everything that the order depends on."""
         return {
             "position": self.position,
             "seed": self.seed,
@@ -240,10 +238,10 @@ class ShardedData(LightningDataModule):
         """Continue at a saved position.
 
         Raises:
-            ShardError: if seed or data differ from those of the checkpoint, for then the order would not continue.
+            ShardError: if seed or data differ from those of the checkpoint, so that the order would not continue.
         """
         if self.trainer is not None and self.trainer.state.fn != "fit":
-            return  # other subcommands read in stored order
+            return  # the other subcommands read in stored order
         for key, value in self.state_dict().items():
             if key != "position" and state_dict.get(key) != value:
                 raise ShardError(

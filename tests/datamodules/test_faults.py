@@ -125,12 +125,12 @@ import sys
 from pathlib import Path
 from lightning.pytorch import Trainer
 from datamodules.faults import TooManyFaultsError
-from datamodules.image_shards import ImageShardDataset
+from datamodules.images import ImageDataset
 from tests.datamodules.test_faults import Sum
 from tests.support.shards import image_shards
 
 folder = Path(sys.argv[1])
-read = ImageShardDataset.image
+read = ImageDataset.image
 trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", max_steps=30, max_epochs=-1, log_every_n_steps=2,
     use_distributed_sampler=False, limit_val_batches=0, logger=False, default_root_dir=folder,
     enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
@@ -140,7 +140,7 @@ def image(self, index, uniform):
         return self.index.fault(index, "corrupt_image", "as a test")
     return read(self, index, uniform)
 
-ImageShardDataset.image = image
+ImageDataset.image = image
 data = image_shards(folder, stage=None, batch_size=4, max_fault_rate=0.05)
 try:
     trainer.fit(Sum(), data)

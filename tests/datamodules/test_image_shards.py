@@ -135,11 +135,6 @@ def test_crop_scale_must_be_a_range_of_shares() -> None:
         ImageShards("a", "b", random_crop_scale=(0.8, 1.2))
 
 
-def test_window_must_be_positive() -> None:
-    with pytest.raises(ValueError, match=r"data\.init_args\.shuffle_window=0 must be at least 1"):
-        ImageShards("a", "b", shuffle_window=0)
-
-
 def test_seed_everything_is_the_default_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "7")
     assert ImageShards("a", "b").seed == 7

@@ -116,7 +116,7 @@ class TestCopies:
 
     @pytest.mark.parametrize("directory", ["", "s3://bucket"])
     def test_the_folder_must_be_local(self, directory: str) -> None:
-        with pytest.raises(ValueError, match="data.init_args.staging.directory="):
+        with pytest.raises(ValueError, match=r"data\.init_args\.staging\.directory="):
             Staging(directory)
 
 
