@@ -52,9 +52,10 @@ def test_options_of_the_base_classes_are_known_and_misspelt_ones_are_not(
         main(["fit", *data, "--data.shuffle_window=3", "--data.drop_tail=true", "--print_config"])
     options = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]
     assert (options["shuffle_window"], options["drop_tail"], options["seed"]) == (3, True, None)
-    assert options["loading"]["num_workers"] == {"ImageShards": 8, "LatentShards": 2, "Digits": 1}[
-        data[0].rpartition(".")[2]
-    ]
+    assert (
+        options["loading"]["num_workers"]
+        == {"ImageShards": 8, "LatentShards": 2, "Digits": 1}[data[0].rpartition(".")[2]]
+    )
     assert "shuffle_windw" in error_of(capsys, *data, "--data.shuffle_windw=3")
 
 
