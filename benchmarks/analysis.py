@@ -1,7 +1,7 @@
-"""Cost of the analysis of latents, against their number and that of components: ``python -m benchmarks.analysis``.
+"""Cost of the analysis against the number of latents and of components: ``python -m benchmarks.analysis``.
 
-Latents are 128 x 32 as the paper's, made of 100 classes. The whole analysis is ``python -m maetok.analysis`` with its
-defaults on a cache of 20,000 of them, which should take less than 5 minutes and 8 GiB on 2 cores.
+Latents are 128 x 32 as in the paper, in 100 classes. The whole analysis is ``python -m maetok.analysis`` with its
+defaults on a cache of 20,000 latents; it should take less than 5 minutes and 8 GiB on 2 cores.
 """
 
 import argparse
@@ -31,12 +31,15 @@ WHOLE = "whole analysis"
 
 
 def sample_counts(latents: int) -> list[int]:
-    """An eighth, a quarter, a half and all of them."""
+    """Return an eighth, a quarter, a half and all of the latents."""
     return [latents // 8, latents // 4, latents // 2, latents]
 
 
 def synthetic_latents(samples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 128, 32) float32 and labels (n,): classes in factors of falling variance, spread over all values, noise."""
+    """Return latents (n, 128, 32) float32 and labels (n,).
+
+    Classes differ in factors of falling variance, which are spread over all values; noise is added.
+    """
     rng = np.random.default_rng(0)
     scale = (1 + np.arange(FACTORS)) ** -0.5
     centres = rng.standard_normal((CLASSES, FACTORS)) * scale
@@ -61,13 +64,13 @@ def write_cache(folder: Path, latents: int) -> None:
 
 
 def load_libraries() -> None:
-    """Import what an analysis imports when it is first called."""
+    """Import the libraries that an analysis imports at its first call."""
     points = np.random.default_rng(0).standard_normal((20, 2))
     fit_mixtures(PrincipalComponents.fit(points).standardised(points, 2), points, [2], restarts=1)
 
 
 def measure_samples(samples: int) -> Numbers:
-    """CPU-seconds of the projection, and of an iteration of each kind of mixture; peak memory."""
+    """Measure CPU-seconds of the projection and of an iteration of each kind of mixture, and peak memory."""
     load_libraries()
     latents, _ = synthetic_latents(samples)
     started = time.process_time()
@@ -80,9 +83,9 @@ def measure_samples(samples: int) -> Numbers:
 
 
 def measure_components(mixture: str, samples: int) -> Numbers:
-    """CPU-seconds of an iteration with each of the paper's numbers of components, on points of the normal distribution.
+    """Measure CPU-seconds of an iteration with each of the paper's numbers of components, on normal points.
 
-    What an iteration costs does not depend on where the points are.
+    The cost of an iteration does not depend on the positions of the points.
     """
     load_libraries()
     arguments = MIXTURES[mixture]
@@ -94,7 +97,7 @@ def measure_components(mixture: str, samples: int) -> Numbers:
 
 
 def seconds_per_iteration(points: np.ndarray, components: int, covariance_type: Any) -> float:
-    """CPU-seconds of one start and its iterations, divided by their number."""
+    """Return the CPU-seconds of one start and its iterations, divided by the number of iterations."""
     options: dict[str, Any] = {"covariance_type": covariance_type, "restarts": 1, "max_iterations": FIXED_ITERATIONS}
     started = time.process_time()
     (fit,) = fit_mixtures(points, points[:10], [components], **options)
@@ -102,7 +105,7 @@ def seconds_per_iteration(points: np.ndarray, components: int, covariance_type: 
 
 
 def measure_whole(latents: int, threads: int, options: list[str]) -> Numbers:
-    """Seconds, CPU-seconds and peak memory of ``python -m maetok.analysis``, without the start of Python."""
+    """Measure seconds, CPU-seconds and peak memory of ``python -m maetok.analysis`` without the start of Python."""
     import torch
     from threadpoolctl import threadpool_limits
 
@@ -112,7 +115,7 @@ def measure_whole(latents: int, threads: int, options: list[str]) -> Numbers:
     with tempfile.TemporaryDirectory() as folder:
         cache, output = Path(folder) / "cache", Path(folder) / "output"
         cache.mkdir()
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # its memory does not count
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # keeps its memory apart
             pool.submit(write_cache, cache, latents).result()
         torch.set_num_threads(threads)
         cpu, started = time.process_time(), time.perf_counter()
@@ -136,7 +139,7 @@ def measure_whole(latents: int, threads: int, options: list[str]) -> Numbers:
 
 
 def draw(results: Results, latents: int, path: Path) -> None:
-    """Costs against the number of latents and of components."""
+    """Draw costs against the number of latents and of components."""
     from matplotlib.figure import Figure
 
     numbers, samples = medians(results), sample_counts(latents)
@@ -161,12 +164,12 @@ def draw(results: Results, latents: int, path: Path) -> None:
 
 
 def case_name(samples: int) -> str:
-    """Name of the case of so many latents."""
+    """Return the name of the case with this number of latents."""
     return f"{samples:,} latents"
 
 
 def sections(results: Results, latents: int) -> dict[str, str]:
-    """The report as Markdown."""
+    """Return the sections of the report as Markdown."""
     numbers = medians(results)
     columns = ["projection", *MIXTURES, "peak_mib"]
     against_samples = ["| latents | " + " | ".join(columns).replace("peak_mib", "peak memory (MiB)") + " |",
@@ -190,7 +193,7 @@ def sections(results: Results, latents: int) -> dict[str, str]:
 
 
 def whole_analysis(whole: Numbers, counts: list[str]) -> str:
-    """A sentence."""
+    """Return the paragraph on the whole analysis."""
     iterations = ", ".join(f"{whole[f'iterations of {count}']:.0f}" for count in counts)
     return (
         f"`python -m maetok.analysis` on a cache of {whole['samples']:,.0f} training latents of 4,096 values, "
@@ -202,10 +205,10 @@ def whole_analysis(whole: Numbers, counts: list[str]) -> str:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Command line entry."""
+    """Run the cases and write the report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.analysis", description=__doc__)
-    parser.add_argument("--latents", default=LATENTS, type=int, help="the most; at least 2,400")
-    parser.add_argument("--dimensions", type=int, help="of the whole analysis; those of over 90 %% of the variance")
+    parser.add_argument("--latents", default=LATENTS, type=int, help="largest number of latents, at least 2,400")
+    parser.add_argument("--dimensions", type=int, help="of the whole analysis; default: over 90 %% of the variance")
     parser.add_argument("--repeats", default=1, type=int)
     parser.add_argument("--output", type=Path, help="write OUTPUT.md, OUTPUT.json and OUTPUT.png")
     options = parser.parse_args(args)

@@ -1,4 +1,4 @@
-"""A table of what several runs have measured: ``python -m tools.compare_runs runs/a runs/b``."""
+"""A table that compares the metrics of several runs: ``python -m tools.compare_runs runs/a runs/b``."""
 
 import json
 import sys
@@ -16,12 +16,12 @@ ROWS = {
 
 
 def last_record(run: Path) -> dict[str, float]:
-    """The last line of a run's ``metrics.jsonl``; raises FileNotFoundError if the run has not validated yet."""
+    """Return the last record of a run's ``metrics.jsonl``; raise FileNotFoundError if the run has not validated yet."""
     return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
 
 
 def table(runs: list[Path]) -> str:
-    """A text table: one row per metric, one column per run."""
+    """Return a text table with a row per metric and a column per run."""
     records = [last_record(run) for run in runs]
     width = max(len(run.name) for run in runs) + 2
     lines = [" " * 14 + "".join(f"{run.name:>{width}}" for run in runs)]
@@ -32,7 +32,7 @@ def table(runs: list[Path]) -> str:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Print where logs and pictures are, and the table."""
+    """Print the places of logs and pictures, and the table."""
     runs = [Path(argument) for argument in (sys.argv[1:] if args is None else args)]
     print("\nTensorBoard: tensorboard --logdir", runs[0].parent)
     for run in runs:

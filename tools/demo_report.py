@@ -1,7 +1,7 @@
-"""What ``make demo`` has learned, as a table: ``python -m tools.demo_report``.
+"""A table of the results of ``make demo``: ``python -m tools.demo_report``.
 
-A support vector machine that was trained on real digits reads the generated ones: how often it sees the class that was
-asked for is a simple measure of how recognisable they are.
+A support vector machine trained on real digits classifies the generated digits. The share that it assigns to the
+requested class is a simple measure of how recognisable they are.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def digit_classifier() -> tuple[object, float]:
-    """A classifier trained on the 4,000 training digits, and its accuracy on the 1,000 validation digits."""
+    """Train a classifier on the 4,000 training digits; return it with its accuracy on the 1,000 validation digits."""
     from sklearn.svm import SVC
 
     from datamodules.pack.digits import TRAIN_SAMPLES, digit_images
@@ -24,14 +24,14 @@ def digit_classifier() -> tuple[object, float]:
 
 
 def accuracy_on_samples(classifier: object, samples: Path) -> float:
-    """Share of the samples of an npz file that are read as the class that was asked for."""
+    """Return the share of the samples of an npz file that the classifier assigns to the requested class."""
     with np.load(samples) as arrays:
         images, labels = arrays["arr_0"], arrays["labels"]
     return float(classifier.score(images[..., 0].reshape(len(images), -1) / 255.0, labels))  # type: ignore[attr-defined]
 
 
 def last_metric(run: Path, name: str) -> float:
-    """A metric of the last validation of a run."""
+    """Return a metric of the last validation of a run."""
     return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])[f"validation/{name}"]
 
 

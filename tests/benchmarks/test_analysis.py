@@ -1,8 +1,9 @@
-"""What the benchmark of the analysis measures is what it says: a cache as the command reads it, and its numbers."""
+"""The benchmark of the analysis writes a cache that the command reads, and reports its numbers."""
 
 from pathlib import Path
 
 import numpy as np
+from matplotlib.colors import to_rgb
 
 from benchmarks.analysis import (
     MIXTURES,
@@ -18,6 +19,7 @@ from benchmarks.harness import Results
 from maetok.analysis.command import load
 from maetok.analysis.gmm import PAPER_COMPONENT_COUNTS
 from maetok.formats.latent_cache import LatentCache
+from tests.support.helpers import colours_of
 
 
 def test_cache_holds_the_latents_as_many_of_each_class(tmp_path: Path) -> None:
@@ -48,9 +50,11 @@ def results(latents: int) -> Results:
 def test_report_and_plot_show_the_numbers(tmp_path: Path) -> None:
     text = "\n".join(sections(results(20_000), 20_000).values())
     assert "cache of 20,000 training latents of 4,096 values, 2,000 held out" in text
-    assert "44 dimensions with 90.4% of the variance) and 2 threads: 123 seconds, 234 CPU-seconds" in text
-    assert "peak memory 1.50 GiB. The best starts took 6, 11, 51, 101, 201, 301 iterations." in text
+    assert "44 dimensions with 90.4% of the variance) and 2 threads took 123 seconds, 234 CPU-seconds" in text
+    assert "and 1.50 GiB of memory at most. The best starts took 6, 11, 51, 101, 201, 301 iterations." in text
     assert "| 2,500 | 25 | 0.5 | 0.5 | 0.5 | 1024 |" in text
     assert "| full, 16 dimensions | 0.005 | 0.01 | 0.05 | 0.1 | 0.2 | 0.3 |" in text
     draw(results(20_000), 20_000, tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").stat().st_size > 10_000
+    colours = colours_of(tmp_path / "plot.png")
+    for number in range(len(MIXTURES) + 1):
+        assert tuple(round(255 * part) for part in to_rgb(f"C{number}")) in colours  # mixtures and the projection

@@ -9,8 +9,10 @@ from multiprocessing import active_children, current_process
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from maetok.checkpoints.files import read_weights
@@ -139,3 +141,9 @@ def run_main(subcommand: str, folder: Path, *arguments: str) -> None:
     command = [sys.executable, "main.py", subcommand, *arguments, f"--trainer.default_root_dir={folder}"]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=900, check=False)
     assert result.returncode == 0, result.stderr.decode()[-6000:]
+
+
+def colours_of(path: Path) -> set[tuple[int, ...]]:
+    """Return the colours (red, green, blue) of a picture."""
+    pixels = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
+    return set(map(tuple, np.unique(pixels, axis=0).tolist()))

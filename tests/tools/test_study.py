@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 
 from maetok.analysis.gmm import MixtureFit
 from maetok.analysis.modes import ModeAnalysis
+from tests.support.helpers import colours_of
 from tools.study import report as study_report
 from tools.study.measures import COMPONENT_COUNTS, Measures, gaussian_loss
 from tools.study.mixtures import GaussianMixture, true_error
@@ -96,7 +98,9 @@ def test_results_replace_what_stood_between_the_marks(tmp_path: Path) -> None:
     assert "old" not in text
     assert "| linear probe | 80.0% (80.0% ... 80.0%) | 81.0% (81.0% ... 81.0%) |" in text
     assert "| linear probe | -1.00 | 0.000 |" in text  # rank correlation with the FD of samples
-    assert (tmp_path / "study.png").stat().st_size > 10_000
+    colours = colours_of(tmp_path / "study.png")
+    for number in range(len(VARIANTS)):
+        assert tuple(round(255 * part) for part in to_rgb(f"C{number}")) in colours  # a curve of each variant
     document.write_text("no marks")
     with pytest.raises(ValueError, match="lacks the lines"):
         study_report.write(found, document)

@@ -1,4 +1,4 @@
-"""Run the study and write its document: ``python -m tools.study``; see :mod:`tools.study.runs`."""
+"""The study and its document: ``python -m tools.study``; see :mod:`tools.study.runs`."""
 
 import argparse
 import os
@@ -9,7 +9,7 @@ from tools.study.runs import PROFILES, STUDIED, VARIANTS, Cell
 
 
 def train(root: Path, seeds: int, variants: list[str], jobs: int) -> list[Cell]:
-    """Run what is missing, ``jobs`` cells at a time, and return all cells."""
+    """Run the missing commands, ``jobs`` cells at a time, and return all cells."""
     from datamodules.pack.digits import pack_digits
 
     digits = Path("data/digits")
@@ -29,13 +29,13 @@ def train(root: Path, seeds: int, variants: list[str], jobs: int) -> list[Cell]:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Command line entry."""
+    """Run the study, measure it and write the document."""
     parser = argparse.ArgumentParser(prog="python -m tools.study", description=__doc__)
     parser.add_argument("--profile", default="quick", choices=list(PROFILES))
     parser.add_argument("--variants", nargs="+", default=STUDIED, choices=list(VARIANTS))
-    parser.add_argument("--jobs", default=os.cpu_count() or 1, type=int, help="tokenizers that are trained at a time")
+    parser.add_argument("--jobs", default=os.cpu_count() or 1, type=int, help="number of tokenizers to train at a time")
     parser.add_argument("--runs", default=Path("runs/study"), type=Path)
-    parser.add_argument("--output", default=Path("docs/study.md"), type=Path, help="document to write results into")
+    parser.add_argument("--output", default=Path("docs/study.md"), type=Path, help="document that receives the results")
     options = parser.parse_args(args)
     cells = train(options.runs, PROFILES[options.profile], options.variants, options.jobs)
     from tools.study import mixtures, report

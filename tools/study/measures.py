@@ -1,4 +1,4 @@
-"""What ``python -m tools.study`` measures of each tokenizer, once its runs are complete."""
+"""Measurements of each tokenizer of ``python -m tools.study``, once its runs are complete."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -17,49 +17,50 @@ from tools.study.runs import Cell
 
 COMPONENT_COUNTS = (1, 2, 5, 10, 20, 40)
 DIMENSIONS = 40
-"""The same for all tokenizers, above 90 % of the variance of each (reported)."""
+"""All tokenizers keep this many, which explain more than 90 % of the variance of each (reported)."""
 
 
 @dataclass(frozen=True)
 class Measures:
-    """The numbers of one tokenizer."""
+    """Holds the numbers of one tokenizer."""
 
     variant: str
     seed: int
     psnr: float
-    """dB, of the tokenizer's own decoder."""
+    """dB, with the tokenizer's own decoder."""
     psnr_tuned: float
     """dB, after decoder fine-tuning."""
     reconstruction_fd: float
     reconstruction_fd_tuned: float
     linear_probe: float
-    """Accuracy on validation latents, flattened."""
+    """Accuracy on flattened validation latents."""
     linear_probe_pooled: float
-    """The same of latents averaged over tokens."""
+    """Accuracy on latents averaged over tokens."""
     nearest_neighbours: float
     modes: dict[str, Any]
-    """A ModeAnalysis."""
+    """A :class:`ModeAnalysis` as a dictionary."""
     diffusion_steps: list[int]
     diffusion_losses: list[float]
     """Validation loss of the SiT at these steps."""
     gaussian_loss: float
-    """What that loss could be at best if the latents had their covariance and were normally distributed."""
+    """Lowest possible diffusion loss for normally distributed latents with the same covariance."""
     samples_fd: float
-    """Fréchet distance of samples without guidance to the training digits, in features of EfficientNet-Lite0."""
+    """Fréchet distance between samples without guidance and training digits, in features of EfficientNet-Lite0."""
     samples_fd_tuned: float
-    """The same latents decoded by the fine-tuned decoder."""
+    """The same distance when the fine-tuned decoder decodes the same latents."""
 
     def nll(self, components: int) -> float:
-        """Held-out negative log-likelihood at a number of components, nats per sample."""
+        """Return the held-out negative log-likelihood at a number of components, nats per sample."""
         fits = ModeAnalysis.from_dict(self.modes).fits
         return next(fit.nll_held_out for fit in fits if fit.components == components)
 
 
 def gaussian_loss(latents: np.ndarray, bins: int = 10) -> float:
-    """Lowest possible velocity error of normal latents with the covariance of these (n, L, C), normalised per channel.
+    """Return the lowest velocity error for normal latents with the covariance of these (n, L, C).
 
-    Along a direction of variance v, x_t = (1 - t) data + t noise has variance s = (1 - t)^2 v + t^2, and given x_t the
-    velocity noise - data keeps the variance v / s; the mean over directions and the time bins of validation.
+    Latents are normalised per channel. Along a direction of variance v, x_t = (1 - t) data + t noise has variance
+    s = (1 - t)^2 v + t^2. Given x_t, the velocity noise - data keeps the variance v / s. The result is the mean over
+    directions and the time bins of validation.
     """
     normalized = (latents - latents.mean((0, 1))) / latents.std((0, 1))
     values = normalized.reshape(len(latents), -1).astype(np.float64)
@@ -69,12 +70,12 @@ def gaussian_loss(latents: np.ndarray, bins: int = 10) -> float:
 
 
 def lines(path: Path) -> list[dict[str, float]]:
-    """The validations of a run."""
+    """Read the validation records of a run."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 class SampleDistance:
-    """Fréchet distance of images to the training digits."""
+    """Measures the Fréchet distance between images and the training digits."""
 
     def __init__(self) -> None:
         from datamodules.pack.digits import TRAIN_SAMPLES, digit_images
@@ -85,7 +86,7 @@ class SampleDistance:
 
     @torch.no_grad()
     def gaussian(self, images: np.ndarray) -> Gaussian:
-        """Moments of the features of images (n, H, W, 3) uint8, of which there must be more than features."""
+        """Return the moments of the features of images (n, H, W, 3) uint8; n must exceed the number of features."""
         moments = Moments(torch.device("cpu"))
         for batch in torch.from_numpy(images).permute(0, 3, 1, 2).split(250):
             moments.update(self.network(batch.float() / 255))
@@ -95,13 +96,13 @@ class SampleDistance:
         return gaussian
 
     def __call__(self, samples: Path) -> float:
-        """Distance of the images of an npz file."""
+        """Return the distance of the images of an npz file."""
         with np.load(samples) as arrays:
             return self.gaussian(arrays["arr_0"]).distance(self.reference)
 
 
 def measure(cell: Cell, distance: SampleDistance) -> Measures:
-    """All numbers of a cell whose runs are complete."""
+    """Measure a cell whose runs are complete."""
     cache = LatentCache(cell.folder / "latents" / "cache")
     labels = {split: cache.labels(split) for split in ("train", "validation")}
     latents = {split: cache.latents(split, np.arange(len(labels[split]))) for split in labels}
@@ -134,7 +135,7 @@ def measure(cell: Cell, distance: SampleDistance) -> Measures:
 
 
 def measured(cells: list[Cell]) -> list[Measures]:
-    """Numbers of all cells; what has been measured is read from ``measures.json`` in the folder of the cell."""
+    """Return the numbers of all cells; ``measures.json`` in the folder of a cell keeps earlier measurements."""
     distance: SampleDistance | None = None
     results = []
     for cell in cells:

@@ -1,8 +1,8 @@
 """Theorem 2.1 of the paper in miniature: how well a SiT learns a mixture of K Gaussians from n samples.
 
-The theorem bounds the samples that a diffusion model needs by a polynomial in K. Here the velocity of a mixture of unit
-Gaussians with means on a sphere of radius B is known exactly, so the error of a trained SiT is measured against the
-truth: ``python -m tools.study.mixtures``.
+The theorem bounds the number of samples that a diffusion model needs by a polynomial in K. The exact velocity of a
+mixture of unit Gaussians with means on a sphere of radius B is known, so ``python -m tools.study.mixtures`` measures
+the error of a trained SiT against the truth.
 """
 
 import argparse
@@ -26,26 +26,26 @@ SAMPLES = (125, 500, 2000)
 
 @dataclass(frozen=True)
 class GaussianMixture:
-    """Equally likely unit Gaussians in d dimensions with means (K, d) of norm B."""
+    """A mixture of equally likely unit Gaussians in d dimensions with means (K, d) of norm B."""
 
     means: Tensor
 
     @classmethod
     def random(cls, components: int, radius: float, rng: torch.Generator) -> "GaussianMixture":
-        """Means drawn uniformly from the sphere of that radius in TOKENS * CHANNELS dimensions."""
+        """Draw the means uniformly from the sphere of this radius in TOKENS * CHANNELS dimensions."""
         directions = torch.randn(components, TOKENS * CHANNELS, generator=rng, dtype=torch.float64)
         return cls(radius * directions / directions.norm(dim=1, keepdim=True))
 
     def sample(self, count: int, rng: torch.Generator) -> Tensor:
-        """(count, d) float64."""
+        """Draw samples (count, d) float64."""
         component = torch.randint(len(self.means), (count,), generator=rng)
         return self.means[component] + torch.randn(count, self.means.shape[1], generator=rng, dtype=torch.float64)
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
-        """E[noise - data | x_t = x] on the linear path x_t = (1 - t) data + t noise.
+        """Return E[noise - data | x_t = x] on the linear path x_t = (1 - t) data + t noise.
 
-        Given the component, data and noise are jointly normal: x_t has mean (1 - t) m and variance s = (1 - t)^2 + t^2,
-        so that E[noise - data | x, m] = -m + (2 t - 1) / s * (x - (1 - t) m).
+        Given the component, data and noise are jointly normal: x_t has mean (1 - t) m and variance s = (1 - t)^2 + t^2.
+        Therefore E[noise - data | x, m] = -m + (2 t - 1) / s * (x - (1 - t) m).
 
         Args:
             x: (n, d) float64.
@@ -60,7 +60,7 @@ class GaussianMixture:
 
 
 def velocity_error(components: int, samples: int, seed: int, steps: int, radius: float) -> float:
-    """Mean squared error per dimension, over x_t of new samples and t in [0, 1], of a SiT trained on ``samples``."""
+    """Train a SiT on ``samples``; return its mean squared error per dimension at x_t of new samples, t in [0, 1]."""
     rng = torch.Generator().manual_seed(1000 * seed + components)
     mixture = GaussianMixture.random(components, radius, rng)
     data = mixture.sample(samples, rng).float().unflatten(1, (TOKENS, CHANNELS))
@@ -83,7 +83,7 @@ def velocity_error(components: int, samples: int, seed: int, steps: int, radius:
 
 @torch.no_grad()
 def true_error(denoiser: SiT, mixture: GaussianMixture, rng: torch.Generator, count: int = 4096) -> float:
-    """Mean squared difference between predicted and exact velocity at times (i + 1/2) / count of new samples."""
+    """Return the mean squared error of the predicted velocity for new samples at times (i + 1/2) / count."""
     data = mixture.sample(count, rng)
     t = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     noise = torch.randn(data.shape, generator=rng, dtype=torch.float64)
@@ -95,7 +95,7 @@ def true_error(denoiser: SiT, mixture: GaussianMixture, rng: torch.Generator, co
 
 @dataclass(frozen=True)
 class Point:
-    """One measurement."""
+    """Holds one measurement."""
 
     components: int
     samples: int
@@ -104,7 +104,7 @@ class Point:
 
 
 def measure(path: Path, seeds: int, steps: int, radius: float) -> list[Point]:
-    """All measurements; each is stored as soon as it is made, and those that are stored are not made again."""
+    """Return all measurements; each is stored at once, and stored measurements are not repeated."""
     settings = {"steps": steps, "radius": radius}
     stored: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     points = [Point(**point) for point in stored.get("points", [])] if stored.get("settings") == settings else []
@@ -119,7 +119,7 @@ def measure(path: Path, seeds: int, steps: int, radius: float) -> list[Point]:
 
 
 def draw(points: list[Point], path: Path) -> None:
-    """Error against number of components, a line per number of samples; mean and range over seeds."""
+    """Draw the error against the number of components, a line per number of samples: mean and range over seeds."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.5, 4), layout="constrained")
@@ -137,7 +137,7 @@ def draw(points: list[Point], path: Path) -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Command line entry."""
+    """Measure and draw."""
     parser = argparse.ArgumentParser(prog="python -m tools.study.mixtures", description=__doc__)
     parser.add_argument("--seeds", default=3, type=int)
     parser.add_argument("--steps", default=500, type=int)

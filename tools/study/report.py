@@ -1,4 +1,4 @@
-"""Table, figures and answers of ``python -m tools.study``, written into ``docs/study.md``."""
+"""The report of ``python -m tools.study``: writes table, figures and answers into ``docs/study.md``."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -14,13 +14,13 @@ from tools.study.measures import COMPONENT_COUNTS, Measures
 from tools.study.runs import VARIANTS
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
-"""What stands between these lines of the document is replaced."""
+"""The text between these lines of the document is replaced."""
 QUESTION_COMPONENTS = 10
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number that is measured of every tokenizer."""
+    """Describes a number that every tokenizer has."""
 
     title: str
     of: Callable[[Measures], float]
@@ -54,13 +54,13 @@ QUESTIONS = {
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """Mean, and the range where there are several values."""
+    """Format the mean, with the range if there are several values."""
     text = form.format(mean(values))
     return text if len(values) == 1 else f"{text} ({form.format(min(values))} ... {form.format(max(values))})"
 
 
 def by_variant(measures: Sequence[Measures]) -> dict[str, list[Measures]]:
-    """Measurements of all seeds of each variant."""
+    """Group the measurements of all seeds by variant."""
     return {
         name: [m for m in measures if m.variant == name]
         for name in VARIANTS
@@ -69,7 +69,7 @@ def by_variant(measures: Sequence[Measures]) -> dict[str, list[Measures]]:
 
 
 def table(measures: Sequence[Measures]) -> str:
-    """One row per quantity, one column per variant: mean (lowest ... highest seed)."""
+    """Return a table with a row per quantity and a column per variant: mean (lowest ... highest seed)."""
     groups = by_variant(measures)
     rows = ["| | " + " | ".join(VARIANTS[name].title for name in groups) + " |", "|---" * (1 + len(groups)) + "|"]
     for quantity in QUANTITIES:
@@ -79,7 +79,7 @@ def table(measures: Sequence[Measures]) -> str:
 
 
 def verdict(quantity: Quantity, masked: Sequence[Measures], baseline: Sequence[Measures]) -> str:
-    """Whether all seeds of one are better than all of the other."""
+    """Return whether all seeds of the masked variant are better than all seeds of the baseline."""
     sign = 1 if quantity.higher_is_better else -1
     ours, theirs = ([sign * quantity.of(m) for m in group] for group in (masked, baseline))
     if min(ours) > max(theirs):
@@ -88,7 +88,7 @@ def verdict(quantity: Quantity, masked: Sequence[Measures], baseline: Sequence[M
 
 
 def answers(measures: Sequence[Measures]) -> str:
-    """For each question, every masked tokenizer against its baselines."""
+    """Return a table that answers each question for every masked tokenizer against its baselines."""
     groups = by_variant(measures)
     masked = [name for name in groups if VARIANTS[name].is_masked]
     pairs = [(name, base) for name in masked for base in VARIANTS[name].baselines if base in groups]
@@ -101,7 +101,7 @@ def answers(measures: Sequence[Measures]) -> str:
 
 
 def correlations(measures: Sequence[Measures]) -> str:
-    """Spearman's rank correlations over all tokenizers with the FD of samples, fine-tuned decoders."""
+    """Return a table of Spearman's rank correlations with the FD of samples from fine-tuned decoders."""
     from scipy.stats import spearmanr
 
     distances = [m.samples_fd_tuned for m in measures]
@@ -115,14 +115,14 @@ def correlations(measures: Sequence[Measures]) -> str:
 
 
 def curve(axes: Any, x: Sequence[float], curves: Sequence[Sequence[float]], **style: Any) -> None:
-    """Mean over seeds, and the range as a band."""
+    """Draw the mean over seeds, with the range as a band."""
     values = np.array(curves)
     (line,) = axes.plot(x, values.mean(0), **style)
     axes.fill_between(x, values.min(0), values.max(0), alpha=0.2, color=line.get_color())
 
 
 def draw(measures: Sequence[Measures], path: Path) -> None:
-    """NLL against components, diffusion loss against steps, and probe against FD of samples."""
+    """Draw NLL against components, diffusion loss against steps, and FD of samples against the probe."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 4.2), layout="constrained")
@@ -143,10 +143,10 @@ def draw(measures: Sequence[Measures], path: Path) -> None:
 
 
 def write(measures: Sequence[Measures], document: Path) -> None:
-    """Replace the results in the document, and draw its figure beside it.
+    """Replace the results in the document and draw its figure beside it.
 
     Raises:
-        ValueError: if the document lacks the lines between which results stand.
+        ValueError: if the document lacks the lines that enclose the results.
     """
     text = document.read_text() if document.exists() else f"# The study\n\n{BEGIN}\n{END}\n"
     if BEGIN not in text or END not in text:

@@ -1,10 +1,10 @@
 """Do masked autoencoders have simpler latent spaces? The paper's comparison on digits: ``python -m tools.study``.
 
-Five tokenizers of one size and budget; of each the decoder is fine-tuned on the frozen encoder, the latents are cached,
-the same small SiT is trained on them and sampled without guidance, its latents decoded by both decoders. Every run is a
-command that a user could type, in a directory of its own; what is complete is not run again. The measurements and the
-document are made by ``tools.study.measures`` and ``tools.study.report``; ``tools.study.mixtures`` adds a toy
-whose truth is known.
+The study trains five tokenizers of one size and budget. For each, it fine-tunes the decoder on the frozen encoder,
+caches the latents, trains the same small SiT on them, samples without guidance, and decodes the samples with both
+decoders. Every run is a command that a user could type, in its own directory; complete runs are not repeated.
+``tools.study.measures`` measures and ``tools.study.report`` writes the document; ``tools.study.mixtures`` adds a toy
+problem with a known solution.
 """
 
 import os
@@ -18,13 +18,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Variant:
-    """A kind of tokenizer.
+    """Describes a kind of tokenizer.
 
     Args:
-        title: for tables.
-        training: config of its training under ``configs/study``.
-        tokenizer: config of what its tokenizer has of its own, for every command.
-        baselines: variants that it is compared with.
+        title: heads the columns of tables.
+        training: name of its training config under ``configs/study``.
+        tokenizer: name of its tokenizer config under ``configs/study``, which every command reads.
+        baselines: variants to compare it with.
     """
 
     title: str
@@ -34,7 +34,7 @@ class Variant:
 
     @property
     def is_masked(self) -> bool:
-        """Whether its encoder has seen masks, so that its decoder is fine-tuned with them as well."""
+        """Whether its encoder trains with masks; its decoder is then fine-tuned with masks too."""
         return self.training.startswith("mask")
 
 
@@ -47,11 +47,11 @@ VARIANTS = {
     "mask_hog_drop": Variant("AE + mask + HOG, dropped", "mask_hog", "plain_drop", ("mask_hog",)),
 }
 STUDIED = [name for name in VARIANTS if name != "mask_hog_drop"]
-"""What is trained if nothing else is asked for; dropping is no part of the paper's comparison."""
+"""Variants that are trained by default; the paper's comparison does not include dropping."""
 
 
 PROFILES = {"quick": 1, "full": 3}
-"""Number of seeds; the full study goes on from the quick one."""
+"""Number of seeds; the full study continues the quick one."""
 TOKENIZER_STEPS, DECODER_STEPS, DIFFUSION_STEPS = 1000, 500, 1250
 VALIDATE_DIFFUSION_EVERY = 250
 SAMPLES = 1000
@@ -59,21 +59,21 @@ SAMPLES = 1000
 
 @dataclass(frozen=True)
 class Run:
-    """One command of the suite's command line, and the directory that it fills."""
+    """A command of the suite and the directory that it fills."""
 
     folder: Path
     arguments: tuple[str, ...]
 
     @property
     def done(self) -> Path:
-        """Exists once the command has succeeded."""
+        """File that exists once the command has succeeded."""
         return self.folder / "done"
 
     def execute(self, threads: int) -> None:
-        """Run the command unless it has succeeded before.
+        """Run the command unless it has already succeeded.
 
         Raises:
-            RuntimeError: if it fails, with the end of what it printed.
+            RuntimeError: if the command fails; the message ends with its last output.
         """
         if self.done.exists():
             return
@@ -93,7 +93,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Cell:
-    """One tokenizer of the study: a variant and a seed."""
+    """A tokenizer of the study: a variant and a seed."""
 
     root: Path
     variant: str
@@ -101,11 +101,11 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """Where its runs lie."""
+        """Folder of its runs."""
         return self.root / self.variant / f"seed{self.seed}"
 
     def runs(self) -> Iterator[Run]:
-        """All commands, in order."""
+        """Yield all commands in order."""
         folder = self.folder
         tokenizer, decoder = (f"--model.init_args.init_from.path={folder / name}" for name in ("tokenizer", "decoder"))
         yield self.run("fit", "tokenizer", TOKENIZER_STEPS, *self.configs("tokenizer", VARIANTS[self.variant].training))
@@ -129,11 +129,11 @@ class Cell:
             )
 
     def configs(self, *names: str) -> tuple[str, ...]:
-        """Command-line arguments for configs of the study."""
+        """Return the command-line arguments for configs of the study."""
         return tuple(f"--config=configs/study/{name}.yaml" for name in names)
 
     def run(self, subcommand: str, name: str, steps: int | None, *arguments: str) -> Run:
-        """The command of one stage; its experiment is that of the digits."""
+        """Return the command of one stage, on top of the experiment for digits."""
         configs = [argument for argument in arguments if argument.startswith("--config")]
         others = [argument for argument in arguments if argument not in configs]
         if name in ("sit", "samples", "samples_tuned"):
