@@ -1,4 +1,4 @@
-"""The command on small caches gives what its parts give, and reads from caches what was written."""
+"""The command on small caches gives the results of its parts, and reads caches correctly."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ from tests.support.shards import write_shards
 
 @pytest.fixture(scope="module")
 def caches(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two tokenizers on 60 training and 30 validation images of 3 classes: the same latents but for a factor."""
+    """Encode 60 training and 30 validation images of 3 classes with two tokenizers that differ by a factor."""
     root = tmp_path_factory.mktemp("analysis")
     write_shards(root / "shards", [25, 20, 15], classes=3)
     write_shards(root / "shards", [30], split="validation", classes=3)
@@ -56,7 +56,7 @@ def test_command_writes_what_analysis_by_hand_gives(
     assert analyses[0] == by_hand
     assert (analyses[0].samples, analyses[0].held_out_samples) == (45, 30)
     for one, other in zip(analyses[0].fits, analyses[1].fits, strict=True):
-        assert other.nll_held_out == pytest.approx(one.nll_held_out, rel=1e-4)  # standardised: the factor is gone
+        assert other.nll_held_out == pytest.approx(one.nll_held_out, rel=1e-4)  # standardising removes the factor
     assert analyses[1].log_scale - analyses[0].log_scale == pytest.approx(3 * np.log(8), rel=1e-4)
     printed = capsys.readouterr().out
     assert "second: 45 latents in 3 dimensions" in printed
@@ -68,7 +68,7 @@ def test_command_writes_what_analysis_by_hand_gives(
 def test_dimensions_are_those_of_the_tokenizer_that_needs_most(caches: list[Path]) -> None:
     latents = {str(path): load(LatentCache(path), 20, 0) for path in caches}
     first, second = latents.values()
-    second.train[..., 1:] *= 0.01  # little is left but one channel
+    second.train[..., 1:] *= 0.01  # almost only one channel varies
     second.held_out[..., 1:] *= 0.01
     needed = [PrincipalComponents.fit(found.train).dimensions(0.9) for found in (first, second)]
     assert needed[0] > needed[1]

@@ -18,7 +18,7 @@ from maetok.analysis.projection import PrincipalComponents
 
 
 def unit_gaussians(modes: int, samples: int, shape: tuple[int, int] = (2, 2), seed: int = 0) -> np.ndarray:
-    """Latents of equally likely unit Gaussians whose means are at least 12 apart, the same for every seed."""
+    """Draw latents of equally likely unit Gaussians with means at least 12 apart; the means ignore the seed."""
     rng, centres = np.random.default_rng(100), np.empty((0, *shape))
     while len(centres) < modes:
         candidate = rng.uniform(-20, 20, (1, *shape))
@@ -35,7 +35,7 @@ def test_known_modes_are_found_and_their_entropy_is_measured(modes: int) -> None
     analysis = analyse_modes("known", train, held_out, counts, dimensions=4, restarts=5)
     assert analysis.modes_by_held_out_nll == modes
     assert analysis.modes_by_bic == modes
-    entropy = np.log(modes) + 2 * np.log(2 * np.pi * np.e)  # of modes that do not overlap, in 4 dimensions
+    entropy = np.log(modes) + 2 * np.log(2 * np.pi * np.e)  # modes in 4 dimensions do not overlap
     found = analysis.fits[1]
     assert found.nll_fit + analysis.log_scale == pytest.approx(entropy, rel=0.01)
     assert found.nll_held_out + analysis.log_scale == pytest.approx(entropy, rel=0.01)
@@ -112,7 +112,7 @@ def test_what_cannot_be_fitted_is_refused(counts: list[int], options: dict, mess
 
 
 def with_variances(variances: list[float], samples: int) -> np.ndarray:
-    """Samples (n, 2, d / 2) with exactly these variances along random orthogonal directions."""
+    """Return samples (n, 2, d / 2) with exactly these variances along random orthogonal directions."""
     rng, dimensions = np.random.default_rng(0), len(variances)
     values = rng.standard_normal((samples, dimensions))
     columns = np.linalg.qr(values - values.mean(0))[0] * np.sqrt(samples - 1)  # uncorrelated, of unit variance
@@ -155,7 +155,7 @@ def test_fewer_samples_than_values_and_a_mean_far_from_zero() -> None:
 
 
 def analyses() -> list[ModeAnalysis]:
-    """Two tokenizers with numbers that cannot be rounded without a trace."""
+    """Return the analyses of two tokenizers; rounding would change their numbers."""
     fits = tuple(
         MixtureFit(count, 1 / count, 2 - count / 7, 1e5 / 3 + count, 0.1, 1e-17, count < 5, 17) for count in (2, 5)
     )

@@ -1,4 +1,4 @@
-"""Midpoints of latents, with decoders of which it is known where they lead."""
+"""Midpoints of latents, with decoders that have known results."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def test_points_between_are_evenly_spaced_and_without_the_ends() -> None:
 
 
 def test_midpoints_of_a_linear_tokenizer_are_latents_of_cross_fades() -> None:
-    first, second = (torch.randint(-8, 8, (5, 3, 4)) / 8 for _ in range(2))  # so that nothing is rounded
+    first, second = (torch.randint(-8, 8, (5, 3, 4)) / 8 for _ in range(2))  # exact in floating point
 
     def decode(latents: Tensor) -> Tensor:
         return (latents / 2).unflatten(2, (2, 2))
@@ -26,7 +26,7 @@ def test_midpoints_of_a_linear_tokenizer_are_latents_of_cross_fades() -> None:
 
 
 def test_errors_of_a_square_by_hand() -> None:
-    """D squares, E leaves as it is. Pairs (1, 3) and (-3, 3): midpoints 2 and 0, images 4 and 0, ends 1, 9 and 9, 9."""
+    """D squares, E is the identity. Pairs (1, 3) and (-3, 3): midpoints 2 and 0, images 4 and 0, ends 1, 9 and 9, 9."""
     first, second = torch.tensor([[[1.0]], [[-3.0]]]), torch.tensor([[[3.0]], [[3.0]]])
     errors = midpoint_errors(lambda images: images, torch.square, first, second)
     assert errors.cycle_error == pytest.approx((2 + 0) / (1 + 3))

@@ -30,7 +30,7 @@ def test_rank_of_known_eigenvalues_is_exp_of_their_entropy() -> None:
 
 
 def test_fewer_samples_than_dimensions_give_at_most_one_less_than_samples() -> None:
-    """The corners of a simplex: all n - 1 directions alike."""
+    """The corners of a simplex vary equally along all n - 1 directions."""
     assert effective_rank(np.eye(5, 40)) == pytest.approx(4, rel=1e-12)
 
 

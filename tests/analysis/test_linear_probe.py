@@ -1,4 +1,4 @@
-"""The linear probe on features of which it is known what a linear classifier can tell apart."""
+"""The linear probe on features with a known best linear classifier."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_what_is_separable_is_separated_and_noise_is_not() -> None:
 
 
 def test_views_see_what_they_should() -> None:
-    """The class as a sign that is opposite in two tokens vanishes in their mean; one that is equal stays."""
+    """A class sign that is opposite in two tokens vanishes in their mean; an equal sign stays."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 600)
     noise, sign = rng.normal(size=(600, 2, 3)), (2.0 * labels - 1)[:, None, None]

@@ -12,13 +12,13 @@ def test_points_on_a_line() -> None:
     accuracy = neighbour_accuracy(train, labels, test, truth, neighbours=3, distance="euclidean")
     assert (accuracy.value, accuracy.count) == (0.75, 4)
     everything = neighbour_accuracy(train, labels, test, truth, neighbours=20, distance="euclidean")
-    assert everything.value == 0.75  # three votes each: the lower class wins
+    assert everything.value == 0.75  # a tie of three votes: the lower class wins
 
 
 def test_cosine_sees_directions_and_not_lengths() -> None:
-    """Classes are directions; the nearest point of another length is of the other class."""
+    """Classes are directions; the nearest point in Euclidean distance belongs to the other class."""
     train, labels = np.array([[10.0, 0], [-10, 0], [0, 1], [0, -1]]), np.array([0, 0, 1, 1])
-    train = train / train.std(axis=0)  # so that standardising leaves them as they are
+    train = train / train.std(axis=0)  # so that standardising does not change them
     test, truth = np.array([[0.4, 0.1], [-0.4, 0.1]]), np.array([0, 0])
     test = test * 0.5
     assert neighbour_accuracy(train, labels, test, truth, neighbours=1).value == 1

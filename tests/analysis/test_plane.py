@@ -1,4 +1,4 @@
-"""Latents in the plane: exact principal components, clusters that stay clusters, points drawn in their colours."""
+"""Latents in the plane: exact principal components, separate clusters in t-SNE, and class colours."""
 
 import numpy as np
 import pytest

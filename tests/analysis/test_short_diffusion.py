@@ -1,4 +1,4 @@
-"""The short SiT finds simple latents easier, and leaves no trace of itself."""
+"""The short SiT gets a lower loss on simple latents, and does not change global state."""
 
 import math
 
@@ -12,7 +12,7 @@ Samples = tuple[np.ndarray, np.ndarray]
 
 
 def samples(count: int, seed: int, clusters: int | None) -> Samples:
-    """Latents (count, 4, 8) with unit variance in every channel: isotropic noise, or tight clusters on signs."""
+    """Return latents (count, 4, 8) with unit variance per channel: isotropic noise, or tight clusters at signs."""
     rng = np.random.default_rng(seed)
     latents = rng.normal(size=(count, 4, 8))
     if clusters is not None:

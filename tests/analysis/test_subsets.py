@@ -1,4 +1,4 @@
-"""Class-balanced choice: as many of each class as there may be, each once, any of them equally likely."""
+"""The class-balanced choice takes each sample at most once and with equal probability."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_members_of_a_class_are_equally_likely() -> None:
         expected = 2000 * 5 / size
         found = counts[label == LABELS]
         assert np.abs(found - expected).max() < 5 * np.sqrt(expected)
-    assert (counts[LABELS == 0] == 2000).all()  # four of five that may be taken
+    assert (counts[LABELS == 0] == 2000).all()  # four of five are taken
 
 
 def test_no_samples_are_refused() -> None:

@@ -31,11 +31,11 @@ def test_cache_holds_the_latents_as_many_of_each_class(tmp_path: Path) -> None:
     assert np.bincount(labels).tolist() == [4] * 100
     np.testing.assert_array_equal(found.train_labels, labels)
     np.testing.assert_allclose(found.train, latents, rtol=1e-3, atol=1e-4)  # float16
-    assert not np.isin(found.held_out[:, 0, 0], found.train[:40, 0, 0]).all()  # others of the same classes
+    assert not np.isin(found.held_out[:, 0, 0], found.train[:40, 0, 0]).all()  # other samples of the same classes
 
 
 def results(latents: int) -> Results:
-    """Numbers that tell where they come from."""
+    """Return numbers that reveal their source."""
     per_component = {str(count): count / 1000 for count in PAPER_COMPONENT_COUNTS}
     per_sample = {"projection": 5.0, **dict.fromkeys(MIXTURES, 0.5), "peak_mib": 1024.0}
     whole = {

@@ -36,7 +36,7 @@ def test_latents_of_known_answers() -> None:
         "validation": torch.tensor([-4.0, 4.0]).repeat(30),
     }
     labels = {split: (points > 0).long() for split, points in values.items()}
-    labels["validation"][:6] = 1 - labels["validation"][:6]  # a classifier cannot know that
+    labels["validation"][:6] = 1 - labels["validation"][:6]  # a classifier must get these wrong
 
     def loader(split: str, max_samples: int) -> list[dict[str, Tensor]]:
         images, indices = torch.zeros(60, 3, 4, 4), torch.arange(60)
@@ -47,10 +47,10 @@ def test_latents_of_known_answers() -> None:
     arguments = {"components": (1, 2), "dimensions": 1, "diffusion_steps": 1, "iterations": 100}
     EarlySignal(0, **arguments).on_validation_epoch_end(trainer, task)
     loss = task.logged.pop("early/diffusion_loss")
-    share = 59 / 60  # standardising divides by n - 1, and a mixture by n
+    share = 59 / 60  # standardising divides by n - 1, a mixture by n
 
     def nll(fitted: float, measured: float) -> float:
-        """Of a normal distribution fitted to one variance and measured on samples of another."""
+        """Return the NLL of a normal distribution fitted to one variance, on samples of another."""
         return 0.5 * (np.log(2 * np.pi * (fitted + 1e-6)) + measured / (fitted + 1e-6))
 
     assert task.logged == pytest.approx(
@@ -74,7 +74,7 @@ def test_it_is_measured_at_multiples_and_in_the_end(step: int, every: int, expec
     trainer.callback_metrics = {"early/linear_probe": 0.5, "validation/psnr": 20.0}
     EarlySignal(every, **SMALL).on_validation_epoch_end(trainer, task)
     assert bool(task.logged) == expected
-    assert ("early/linear_probe" in trainer.callback_metrics) == expected  # the value of an earlier step does not stay
+    assert ("early/linear_probe" in trainer.callback_metrics) == expected  # else the earlier value is gone
 
 
 def test_generators_gradients_and_modes_stay_as_they_are() -> None:
@@ -97,7 +97,7 @@ def test_generators_gradients_and_modes_stay_as_they_are() -> None:
 
 
 def test_validations_that_never_hit_a_multiple_measure_after_it() -> None:
-    """Every 5,000 steps with two micro-batches each, asked for every 350 and for every 12,000."""
+    """Validations come every 5,000 steps of two micro-batches; measurements every 350 or 12,000 steps."""
     due: dict[int, list[int]] = {350: [], 12_000: []}
     for step in range(5000, 30_000, 5000):
         trainer = validating(
@@ -110,7 +110,7 @@ def test_validations_that_never_hit_a_multiple_measure_after_it() -> None:
 
 
 def test_each_multiple_counts_once_where_validations_fall_within_a_step() -> None:
-    """A validation every 6 micro-batches, of which a step has 4."""
+    """Validations come every 6 micro-batches; a step has 4."""
     due = []
     for batches in range(6, 66, 6):
         task = SimpleNamespace(accumulate_grad_batches=4, micro_step=batches % 4)
@@ -171,7 +171,7 @@ def test_training_is_bit_identical_with_and_without(tmp_path: Path, digits_root:
 
 
 class Invertible(MeanColours):
-    """Decodes mean colours to an image of them."""
+    """Decodes mean colours into an image."""
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents.transpose(1, 2).unflatten(2, (2, 2)).repeat_interleave(4, 2).repeat_interleave(4, 3)
@@ -181,7 +181,7 @@ class Invertible(MeanColours):
 
 
 def measure(folder: Path, devices: int) -> None:
-    """Validate with three callbacks, and write down the numbers that this process knows."""
+    """Validate with three callbacks, and write the numbers that this process knows."""
     trainer = Trainer(
         accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", logger=False,
         use_distributed_sampler=False, enable_progress_bar=False, default_root_dir=folder,

@@ -1,4 +1,4 @@
-"""Modes of the latent space: equal on any number of processes, measured when due, put where they belong."""
+"""Modes of the latent space have known values, come when they are due, and go to logs and files."""
 
 import csv
 import json
@@ -22,14 +22,14 @@ from tests.support.shards import image_shards, write_shards
 
 
 class Validated(MeanColours):
-    """The encoder of small caches, in ``validate``."""
+    """The encoder of small caches, with a validation step."""
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         """Callbacks do the work."""
 
 
 def validate(shards: Path, folder: Path, **trainer: object) -> None:
-    """Analyse the latents of a folder of shards, as many as there are processes."""
+    """Analyse the latents of a folder of shards, on one or more processes."""
     data = image_shards(shards, stage=None, evaluation_batch_size=6, num_classes=4)
     callback = GMMModes([2, 3], dimensions=4, per_class=8, max_samples=48, restarts=2)
     defaults = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "use_distributed_sampler": False}
@@ -56,13 +56,13 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     (one,), (two,) = (
         read_json(tmp_path / name / "run" / "analysis" / "gmm_modes_step=000000000.json") for name in ("one", "two")
     )
-    assert one == two  # bit for bit: each image is encoded by itself here
-    assert one.samples == one.held_out_samples == 4 * 8  # of 47 and 41 that were encoded, as many of each class
+    assert one == two  # bit for bit: an encoding does not depend on the batch
+    assert one.samples == one.held_out_samples == 4 * 8  # as many of each class, out of 47 and 41 that were encoded
     assert sorted(path.name for path in (tmp_path / "two" / "run").iterdir()) == ["analysis", "pictures"]
 
 
 def clusters(counts: dict[float, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images of which one latent value differs, and the clusters that they belong to."""
+    """Return images that differ in one latent value, and the cluster of each."""
     values = torch.cat([torch.full((count,), value) for value, count in counts.items()])
     images = torch.zeros(len(values), 3, 4, 4)
     images[:, 0, 0, 0] = values
@@ -70,7 +70,7 @@ def clusters(counts: dict[float, int]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_three_points_are_three_modes_of_known_likelihood(tmp_path: Path) -> None:
-    """Training latents lie at -8, 0 and 8, of which 25 each are taken; held-out ones lie at 0."""
+    """Training latents lie at -8, 0 and 8, and 25 of each are taken; held-out latents lie at 0."""
     splits = {"train": clusters({-8.0: 50, 0.0: 25, 8.0: 31}), "validation": clusters({0.0: 40})}
 
     def loader(split: str, max_samples: int) -> list[dict[str, torch.Tensor]]:
@@ -114,7 +114,7 @@ def test_three_points_are_three_modes_of_known_likelihood(tmp_path: Path) -> Non
 
 
 def validations(callback: GMMModes, steps: int, position: int = 0) -> list[int]:
-    """The steps after which it runs, of 30 samples each with a validation after every second one; the last is 20."""
+    """Return the steps after which the callback runs; a step has 30 samples, every second one validates, 20 is last."""
     due = []
     for step in range(2, steps + 1, 2):
         data = SimpleNamespace(position=position + step * 30, epoch_samples=100, batch_size=30)
@@ -130,7 +130,7 @@ def validations(callback: GMMModes, steps: int, position: int = 0) -> list[int]:
 def test_it_runs_after_so_many_epochs_or_steps_and_at_the_end() -> None:
     assert validations(GMMModes(), 20) == [20]
     assert validations(GMMModes(every_n_steps=6), 20) == [6, 12, 18, 20]
-    assert validations(GMMModes(every_n_steps=5), 20) == [6, 10, 16, 20]  # not only where both numbers meet
+    assert validations(GMMModes(every_n_steps=5), 20) == [6, 10, 16, 20]  # also where 5 and 2 do not meet
     assert validations(GMMModes(every_n_steps=1), 8) == [2, 4, 6, 8]
     assert validations(GMMModes(every_n_epochs=1), 20) == [4, 8, 10, 14, 18, 20]  # 120, 240, 300, 420, 540 samples
     assert validations(GMMModes(every_n_epochs=2), 20) == [8, 14, 20]  # 240, 420, 600
@@ -138,7 +138,7 @@ def test_it_runs_after_so_many_epochs_or_steps_and_at_the_end() -> None:
 
 
 class Trained(Validated):
-    """Learns nothing, step by step."""
+    """Trains a weight that does nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class Trained(Validated):
 
 
 def test_a_fit_measures_after_every_epoch_and_at_the_end(tmp_path: Path) -> None:
-    """Twelve images in batches of four: an epoch is three steps."""
+    """An epoch has three steps: twelve images in batches of four."""
     write_shards(tmp_path / "shards", [12], classes=2)
     write_shards(tmp_path / "shards", [8], split="validation", classes=2)
     data = image_shards(tmp_path / "shards", stage=None, batch_size=4, num_classes=2)

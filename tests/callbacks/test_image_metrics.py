@@ -1,4 +1,4 @@
-"""The callback counts every valid sample once, measures what the command measures, and writes it down."""
+"""The callback counts every valid sample once, agrees with the command, and writes records."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ LEVELS = 51
 
 
 class Darker(LightningModule):
-    """A "reconstruction" is the image in lower contrast, and darker by 51 levels."""
+    """Reconstructs an image in lower contrast, and darker by 51 levels."""
 
     checkpoint_step = 7
 
@@ -42,7 +42,7 @@ class Darker(LightningModule):
 
 
 def write_bright_shards(folder: Path, counts: list[int]) -> None:
-    """Images of 16 x 16 without dark pixels, so that nothing is cut off where they get darker."""
+    """Write images of 16 x 16 without dark pixels, so that darkening does not clip."""
     folder.mkdir()
     rng, number = np.random.default_rng(0), 0
     for shard, count in enumerate(counts):
@@ -63,7 +63,7 @@ def validate(
     contrast: float = 1.0,
     **options: Any,
 ) -> dict[str, float]:
-    """Run a subcommand on shards; what it logged."""
+    """Run a subcommand on shards, and return what it logged."""
     trainer = Trainer(
         default_root_dir=output, logger=False, enable_progress_bar=False, enable_model_summary=False,
         callbacks=[callback, ReconstructionMetrics(), RunReport()], accelerator="cpu", use_distributed_sampler=False,
@@ -80,7 +80,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eleven images, so that the last batch of four has one place left."""
+    """Write eleven images, so that the last batch of four has one empty place."""
     folder = tmp_path_factory.mktemp("metrics") / "shards"
     write_bright_shards(folder, [5, 6])
     return folder
@@ -89,7 +89,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("subcommand", ["validate", "test"])
 def test_distance_is_logged_and_written(shards: Path, tmp_path: Path, subcommand: str) -> None:
     logged = validate(shards, tmp_path, ImageMetrics(MeanColours()), subcommand)
-    # the mean of each of the three channels moves by a fifth, and nothing else changes
+    # only the mean changes, by a fifth in each of three channels
     assert logged["validation/reconstruction_fd"] == pytest.approx(3 * 0.2**2, rel=1e-5)
     (record,) = records(tmp_path)
     assert (record["protocol"], record["samples"], record["step"]) == ("rfid-val@11", 11, 7)
@@ -148,13 +148,13 @@ def test_fit_measures_at_the_end_and_where_asked(step: int, every: int, expected
     if not expected:
         callback.on_validation_batch_end(trainer, None, None, {}, 0)
         callback.on_validation_epoch_end(trainer, Darker())
-        assert older == {"validation/psnr": 2.0}  # the value of an earlier validation does not stay
+        assert older == {"validation/psnr": 2.0}  # the value of an earlier validation is gone
     trainer.sanity_checking = True
     assert not callback.measures(trainer)
 
 
 def test_command_on_files_measures_the_same(tmp_path: Path) -> None:
-    """330 images, for a distance of 320 features."""
+    """A distance in 320 features needs more images: 330."""
     write_shards(tmp_path / "shards", [330], split="validation")
     validate(tmp_path / "shards", tmp_path, ImageMetrics(EfficientNetLite0Features(32)), contrast=0.7)
     (record,) = records(tmp_path)

@@ -1,4 +1,4 @@
-"""Samples are drawn equally often of each class, measured as the command measures files, on any number of processes."""
+"""Samples are class-balanced, agree with the command on files, and do not depend on the number of processes."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ from tests.support.shards import image_shards, write_shards
 
 
 class Painter(LightningModule):
-    """A sample is noise of its index, brighter for higher labels, and in higher contrast with guidance."""
+    """Draws noise by index, brighter for higher labels, and in higher contrast with guidance."""
 
     checkpoint_step = 7
 
@@ -40,7 +40,7 @@ class Painter(LightningModule):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards, and reference images with moments of another network."""
+    """Write shards, and reference images with moments of another network."""
     folder = tmp_path_factory.mktemp("samples")
     write_shards(folder, [4], split="validation")
     moments = {"mu": np.zeros(6), "sigma": np.eye(6)}
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def validate(folder: Path, output: Path, callback: SampleMetrics, subcommand: str = "validate", **options: Any) -> dict:
-    """What a subcommand logged, and the last record that it wrote."""
+    """Return what a subcommand logged, and the last record that it wrote."""
     trainer = Trainer(
         default_root_dir=output, logger=False, enable_progress_bar=False, enable_model_summary=False,
         callbacks=[callback, RunReport()], accelerator="cpu", use_distributed_sampler=False,
@@ -95,7 +95,7 @@ def test_two_processes_measure_what_one_does_and_inception_gives_a_gfid(folder: 
     one = validate(folder, tmp_path / "one", callback)
     (two,) = json.loads((tmp_path / "two" / "metrics.json").read_text())
     assert (two["hash"], two["samples"], two["references"]) == (one["hash"], 61, 340)
-    assert two["protocol"] == "gfid-adm@61,references=340"  # the moments of the file are Inception's
+    assert two["protocol"] == "gfid-adm@61,references=340"  # Inception uses the moments of the file
     assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-9)
     assert one["logged"]["validation/gfid"] == pytest.approx(one["metrics"]["fid"], rel=1e-6)
     assert one["logged"]["validation/inception_score"] == pytest.approx(one["metrics"]["inception_score"])

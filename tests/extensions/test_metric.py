@@ -25,7 +25,7 @@ LINE = [{"class_path": "tests.extensions.metric.BrightnessGap"}]
 
 
 def from_config(class_name: str, **arguments: Any) -> Callback:
-    """The callback that this section of a config makes."""
+    """Return the callback that a section of a config makes."""
     parser = ArgumentParser()
     parser.add_argument("--callback", type=Callback)
     features = {"class_path": "tests.support.feature_networks.MeanColours"}
@@ -60,7 +60,7 @@ def validate_both(folder: Path, devices: int) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eleven images in shards, reference images of one colour, and what one and two processes measured on them."""
+    """Write eleven images and reference images of one colour, and measure on one and on two processes."""
     folder = tmp_path_factory.mktemp("extension")
     write_bright_shards(folder / "shards", [5, 6])
     np.savez(folder / "real.npz", arr_0=np.full((10, 8, 8, 3), 100, dtype=np.uint8))

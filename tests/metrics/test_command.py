@@ -1,4 +1,4 @@
-"""``python -m maetok.metrics`` reads folders and npz files alike, as the protocol says."""
+"""``python -m maetok.metrics`` measures folders and npz files under a protocol."""
 
 import json
 from pathlib import Path
@@ -94,7 +94,7 @@ def test_pairs_must_be_pairs(tmp_path: Path) -> None:
 
 
 def test_reference_files_of_adm(tmp_path: Path) -> None:
-    """Moments are those of Inception: with another network the images beside them count, if there are any."""
+    """Moments belong to Inception: any other network measures the images of the file, if it holds any."""
     images = pictures(6)
     moments = {
         "mu": np.arange(3, dtype=np.float32),
@@ -120,7 +120,7 @@ def test_labels_must_be_balanced(tmp_path: Path) -> None:
     images = pictures(6)
     real = write_npz(tmp_path / "real.npz", images)
     for labels, deviates in (([0, 1, 2, 0, 1, 2], False), ([0, 1, 2, 3, 0, 1], False), ([0, 0, 2, 0, 1, 0], True)):
-        for name in ("labels", "arr_1"):  # ours, and that of ADM's sampler
+        for name in ("labels", "arr_1"):  # the name in our files, and in files of ADM's sampler
             samples = write_npz(tmp_path / "samples.npz", images, **{name: np.array(labels)})
             measured = main(["--protocol=gfid-adm", f"--samples={samples}", f"--reference={real}", *SMALL])
             assert ("labels=unbalanced" in measured.name) == deviates

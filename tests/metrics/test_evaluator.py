@@ -1,4 +1,4 @@
-"""Both sides are measured as the libraries do it, and every sample counts exactly once."""
+"""The evaluator measures what the libraries measure, and counts every sample exactly once."""
 
 import json
 from dataclasses import replace
@@ -22,7 +22,7 @@ from tests.support.helpers import run_subprocess
 
 
 def evaluated(samples: Tensor, references: Tensor, network: nn.Module | None = None, **options) -> Measurement:
-    """Samples in shuffled batches, as several processes would give them, under the protocol of generated images."""
+    """Measure samples in interleaved batches, as several processes give them, under the protocol for samples."""
     protocol = replace(GFID_ADM, inception_score_split=20)
     evaluator = ImageEvaluator(protocol, network or SmallInception(), **options)
     for number in range(7):
@@ -127,7 +127,7 @@ def test_too_few_images_leave_the_distance_out() -> None:
 
 
 class TestAccounting:
-    """Duplicates, gaps and strangers are errors that name the first of them."""
+    """Duplicate, missing and unknown samples are errors that name the first index."""
 
     def collect(self, *indices: int) -> ImageEvaluator:
         evaluator = ImageEvaluator(GFID_ADM, MeanColours())
@@ -147,7 +147,7 @@ class TestAccounting:
             self.collect(0, 3, 1, 4, 6).compute(7, 5)
         with pytest.raises(ValueError, match="1 of 6 references are missing"):
             self.collect(0, 3, 1, 4, 2).compute(5, 6)
-        assert self.collect(0, 3, 1, 4, 2).compute().samples == 5  # nobody said how many there are
+        assert self.collect(0, 3, 1, 4, 2).compute().samples == 5  # the expected number is unknown
 
     def test_broken_ones_are_known(self) -> None:
         evaluator = ImageEvaluator(RFID_VAL, MeanColours())
@@ -201,8 +201,8 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
     one = json.loads(json.dumps(share(0, 1).record()))
     for rank in (0, 1):
         two = json.loads((tmp_path / f"{rank}.json").read_text())
-        for name in ("precision", "recall", "inception_score"):  # of the very same rows in the very same order
+        for name in ("precision", "recall", "inception_score"):  # computed from the same rows in the same order
             assert two["metrics"][name] == one["metrics"][name]
-        for name in ("fid", "sfid"):  # of sums in another order
+        for name in ("fid", "sfid"):  # computed from sums in another order
             assert two["metrics"].pop(name) == pytest.approx(one["metrics"][name], rel=1e-9)
         assert two | {"metrics": one["metrics"]} == one

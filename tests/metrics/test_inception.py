@@ -1,4 +1,4 @@
-"""Inception gives what torch-fidelity and the ADM evaluation suite take from it; a missing file says what to do."""
+"""Inception gives the features of torch-fidelity and the ADM evaluation suite; errors name the remedy."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from tests.support.feature_networks import pictures
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file as torch-fidelity offers it, of random weights that keep the signal alive."""
+    """Write a file in torch-fidelity's format, with random weights that keep the signal alive."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(feature_extractor_inceptionv3, "load_state_dict_from_url", lambda *_, **__: None)
         patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
@@ -46,7 +46,7 @@ def test_features_are_those_of_torch_fidelity(weights: Path) -> None:
     assert torch.equal(found["logits"], logits)
     assert found["spatial"].shape == (3, 2023)
     assert found["spatial"].std() > 0.01
-    # as TensorFlow lays out 17 x 17 positions with their channels last, of which seven are taken
+    # TensorFlow flattens 17 x 17 positions with channels last; the first seven channels count
     expected = torch.stack([x[:, channel] for channel in range(7)], dim=-1).reshape(3, -1)
     torch.testing.assert_close(found["spatial"], expected, atol=1e-6, rtol=1e-5)
     assert network.is_inception

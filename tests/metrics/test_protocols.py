@@ -1,4 +1,4 @@
-"""A number says under which protocol it was measured: any change shows in its hash, any lack in its name."""
+"""A record names its protocol: every change shows in the hash, every deviation in the name."""
 
 import json
 from dataclasses import fields, replace
@@ -59,7 +59,7 @@ def test_protocols_are_those_of_the_literature() -> None:
 
 def test_uint8_rule() -> None:
     levels = torch.arange(256)
-    assert torch.equal(to_uint8(levels / 127.5 - 1), levels.to(torch.uint8))  # what datamodules make of bytes
+    assert torch.equal(to_uint8(levels / 127.5 - 1), levels.to(torch.uint8))  # inverts the conversion of datamodules
     odd = torch.tensor([-9.0, -1.0 - 1e-6, -1.0 + 0.6 / 127.5, 0.0039, 1.0 - 0.4 / 127.5, 2.0])
     assert to_uint8(odd).tolist() == [0, 0, 1, 128, 255, 255]
 

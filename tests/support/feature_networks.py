@@ -1,4 +1,4 @@
-"""Small feature networks whose answers are known."""
+"""Small feature networks with known answers."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from maetok.metrics.protocols import GFID_ADM, Measurement
 
 
 class MeanColours(nn.Module):
-    """Three features: the mean of each channel, in float64, so that they are the same in batches of any size."""
+    """Gives the mean of each channel in float64, so that the batch size does not matter."""
 
     num_features = 3
 
@@ -20,7 +20,7 @@ class MeanColours(nn.Module):
 
 
 class SmallInception(FeatureNetwork):
-    """Has everything that Inception has, as linear maps of 8 x 8 images, in float64; its distances are called FID."""
+    """Gives all features that Inception gives, as float64 linear maps of 8 x 8 images; distances are called FID."""
 
     is_inception = True
 
@@ -35,14 +35,14 @@ class SmallInception(FeatureNetwork):
 
 
 def pictures(count: int, seed: int = 0, size: int = 8) -> Tensor:
-    """(count, 3, size, size) uint8, of various brightness."""
+    """Return (count, 3, size, size) uint8 of various brightness."""
     rng = torch.Generator().manual_seed(seed)
     levels = torch.rand(count, 3, size, size, generator=rng) * torch.rand(count, 1, 1, 1, generator=rng)
     return (levels * 255).to(torch.uint8)
 
 
 def share(rank: int, world_size: int) -> Measurement:
-    """One process's part: samples taken in turn, and references that the last process has none of."""
+    """Measure one process's share of the samples; only the first process has references."""
     samples, references = pictures(61, seed=1), pictures(50, seed=2)
     evaluator = ImageEvaluator(replace(GFID_ADM, inception_score_split=20), SmallInception())
     for indices in torch.arange(rank, 61, world_size).split(8):

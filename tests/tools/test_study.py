@@ -1,4 +1,4 @@
-"""The study's toy has the true velocity, its answers need every seed, and what is complete is not run again."""
+"""The study's toy has the true velocity, answers need every seed, and complete runs are not repeated."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,14 +21,14 @@ def test_velocity_of_one_gaussian_and_at_the_ends() -> None:
     mixture = GaussianMixture.random(5, 3.0, torch.Generator().manual_seed(0))
     assert torch.allclose(mixture.means.norm(dim=1), torch.tensor(3.0, dtype=torch.float64))
     x = torch.randn(7, 8, dtype=torch.float64)
-    at_noise = mixture.velocity(x, torch.ones(7, dtype=torch.float64))  # noise is known, data is the mean of all
+    at_noise = mixture.velocity(x, torch.ones(7, dtype=torch.float64))  # x is the noise, and data is the mean of all
     torch.testing.assert_close(at_noise, x - mixture.means.mean(0))
-    at_data = mixture.velocity(x, torch.zeros(7, dtype=torch.float64))  # data is known, noise has mean 0
+    at_data = mixture.velocity(x, torch.zeros(7, dtype=torch.float64))  # x is the data, and noise has mean 0
     torch.testing.assert_close(at_data, -x)
 
 
 def test_velocity_is_the_conditional_expectation() -> None:
-    """The regression of noise - data on any function of x_t: moments of the residual with tests of x_t vanish."""
+    """The residual of noise - data is uncorrelated with every function of x_t."""
     rng = torch.Generator().manual_seed(0)
     mixture = GaussianMixture.random(3, 2.0, rng)
     count = 100_000
@@ -57,7 +57,7 @@ def test_error_of_the_true_velocity_is_zero() -> None:
 
 
 def test_loss_of_normal_latents() -> None:
-    """With equal variances it is the mean of 1 / ((1 - t)^2 + t^2); with unequal ones it is less."""
+    """With equal variances the loss is the mean of 1 / ((1 - t)^2 + t^2); with unequal ones it is less."""
     rng = np.random.default_rng(0)
     times = (np.arange(10) + 0.5) / 10
     white = rng.standard_normal((200_000, 2, 2))
