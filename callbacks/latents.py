@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 def gather_latents(trainer: Trainer, pl_module: Any, split: str, max_samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Latents (n, L, C) float32 and labels (n,) int64 of a split, the same on all processes and any number of them.
+    """Return latents (n, L, C) float32 and labels (n,) int64 of a split, equal on any number of processes.
 
     Args:
         trainer: its datamodule must offer ``evaluation_dataloader(split, max_samples)`` with images.
         pl_module: the task, whose ``encode`` gives latents.
         split: ``train`` or ``validation``.
-        max_samples: largest number of samples, taken evenly from all of the split.
+        max_samples: largest number of samples, spread evenly over the split.
     """
     latents, labels = gather(trainer, pl_module, split, max_samples, lambda images: [pl_module.encode(images).float()])
     return latents, labels
@@ -26,9 +26,9 @@ def gather_latents(trainer: Trainer, pl_module: Any, split: str, max_samples: in
 def gather(
     trainer: Trainer, pl_module: Any, split: str, max_samples: int, measure: Callable[[Tensor], Sequence[Tensor]]
 ) -> list[np.ndarray]:
-    """What ``measure`` makes of images (B, 3, H, W) in [-1, 1], tensors (B, ...) each, and last the labels (n,) int64.
+    """Return what ``measure`` computes from images (B, 3, H, W) in [-1, 1], as :func:`gather_latents` does.
 
-    In everything else as :func:`gather_latents`.
+    ``measure`` returns tensors (B, ...). The result holds one array (n, ...) for each, and the labels (n,) int64 last.
     """
     parts = []
     loader = trainer.datamodule.evaluation_dataloader(split, max_samples)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What callbacks share. Of a task they know five methods and ``step_kind``, see lightning_modules/base.py."""
+"""When callbacks measure. They know a task only through the methods of ``lightning_modules/base.py``."""
 
 from typing import Any
 
@@ -6,19 +6,19 @@ from lightning.pytorch import Trainer
 
 
 def training_step(trainer: Trainer, pl_module: Any) -> int:
-    """The step that the weights have: the trainer's in ``fit``, the loaded checkpoint's in other subcommands."""
+    """Return the step of the weights: the trainer's in ``fit``, the loaded checkpoint's in other subcommands."""
     return trainer.global_step or int(getattr(pl_module, "checkpoint_step", 0))
 
 
 def is_last_validation(trainer: Trainer) -> bool:
-    """Whether this is the validation of the last training step, or one of a subcommand of its own."""
+    """Return whether this is the validation of the last training step, or of another subcommand than ``fit``."""
     return trainer.state.fn != "fit" or trainer.global_step >= trainer.max_steps > 0
 
 
 def is_due(trainer: Trainer, every_n_steps: int) -> bool:
-    """Whether to measure in this validation: the last one, and the first at or after each multiple of a step.
+    """Return whether to measure in this validation.
 
-    With ``every_n_steps=0`` the last one only.
+    That is the last validation, and the first at or after each multiple of ``every_n_steps`` unless it is 0.
     """
     if is_last_validation(trainer) or not every_n_steps:
         return is_last_validation(trainer)
@@ -29,6 +29,6 @@ def is_due(trainer: Trainer, every_n_steps: int) -> bool:
 
 
 def forget_metrics(trainer: Trainer, *prefixes: str) -> None:
-    """Remove what an earlier validation measured, which reports would take for this one's."""
+    """Remove the results of an earlier validation, which reports would take for results of this one."""
     for name in [name for name in trainer.callback_metrics if name.startswith(prefixes)]:
         del trainer.callback_metrics[name]

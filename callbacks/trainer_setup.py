@@ -1,4 +1,4 @@
-"""What every Trainer of the command line is given beside its config."""
+"""Settings that every Trainer of the command line gets besides its config."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from callbacks.resilience.requeue import Requeue
 
 
 def trainer_defaults() -> dict[str, Any]:
-    """Defaults of the section ``trainer``; the callbacks come beside those of the config."""
+    """Return defaults of the section ``trainer``; its callbacks are added to the config's."""
     return {
         "use_distributed_sampler": False,  # datamodules divide samples among processes themselves
         "num_sanity_val_steps": 0,
@@ -20,9 +20,9 @@ def trainer_defaults() -> dict[str, Any]:
 
 
 def with_slurm(plugins: Any) -> list[Any]:
-    """The plugins of ``trainer.plugins``, and under ``srun`` Slurm without Lightning's own way of requeueing.
+    """Return the plugins of ``trainer.plugins``, and under ``srun`` Slurm without Lightning's requeueing.
 
-    Lightning would save inside the signal handler, in the middle of a step, and each process by itself.
+    Lightning would save inside the signal handler: in the middle of a step, and on each process separately.
     """
     given = plugins if isinstance(plugins, list) else [plugins] if plugins else []
     if any(isinstance(plugin, SLURMEnvironment) for plugin in given) or TorchElasticEnvironment.detect():

@@ -1,1 +1,1 @@
-"""Callbacks that tell how a run is doing: progress, throughput, summary."""
+"""Callbacks that report on a run: progress, throughput, summary."""

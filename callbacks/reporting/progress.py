@@ -9,32 +9,32 @@ SHOWN = {"loss": "train/loss", "images/s": "throughput/images_per_second"}
 
 
 class StepProgressBar(TQDMProgressBar):
-    """Shows micro-batches out of those that ``max_steps`` needs, since training data has no end of its own."""
+    """Shows the micro-batches done and needed for ``max_steps``; training data has no end of its own."""
 
     @property
     def total_train_batches(self) -> int | float:
-        """Micro-batches of the whole training."""
+        """Return the micro-batches of the whole training."""
         steps = self.trainer.max_steps
         return (
             steps * getattr(self.trainer.lightning_module, "accumulate_grad_batches", 1) if steps > 0 else float("inf")
         )
 
     def init_train_tqdm(self) -> Any:
-        """Lightning's bar, named for what it shows."""
+        """Return Lightning's bar with a name that fits."""
         bar = super().init_train_tqdm()
         bar.set_description("train")
         return bar
 
     def on_train_epoch_start(self, trainer: Trainer, *arguments: Any) -> None:
-        """There is one endless epoch, so its number says nothing."""
+        """Hide the number of the epoch: there is one endless epoch."""
         super().on_train_epoch_start(trainer, *arguments)
         self.train_progress_bar.set_description("train")
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Loss and speed beside Lightning's numbers.
+        """Return loss and speed beside Lightning's numbers.
 
-        Logged with ``prog_bar=True`` they would be read, which waits for a GPU, in every step instead of only when the
-        bar is drawn.
+        With ``prog_bar=True`` Lightning would read them in every step, which waits for a GPU. Here they are read only
+        when the bar is drawn.
         """
         metrics: dict[str, Any] = dict(super().get_metrics(trainer, pl_module))
         known = trainer.callback_metrics

@@ -1,4 +1,4 @@
-"""Results of a run as a file; ``python -m tools.compare_runs`` makes a table of several."""
+"""Results of a run in a file; ``python -m tools.compare_runs`` makes a table of several runs."""
 
 import json
 import time
@@ -13,7 +13,7 @@ from callbacks.schedule import training_step
 class RunReport(Callback):
     """Appends the metrics of each validation, and the early signal, to ``metrics.jsonl`` in the run directory.
 
-    Those of the subcommands ``validate`` and ``test`` go to ``metrics_validate.jsonl`` and ``metrics_test.jsonl``.
+    The subcommands ``validate`` and ``test`` write ``metrics_validate.jsonl`` and ``metrics_test.jsonl``.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class RunReport(Callback):
 
     @rank_zero_only
     def write(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Append the present metrics."""
+        """Append the current metrics."""
         metrics = {
             name: float(value)
             for name, value in trainer.callback_metrics.items()

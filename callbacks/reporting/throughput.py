@@ -16,7 +16,7 @@ GIBIBYTE = 2**30
 
 @dataclass
 class Interval:
-    """What this process has done since the last log step, validation left out."""
+    """Work of this process since the last log step, without validation."""
 
     images: int = 0
     flops: float = 0.0
@@ -25,27 +25,28 @@ class Interval:
 
 
 class Throughput(Callback):
-    """Logs how fast training is between two log steps, without validation time, under ``throughput/``.
+    """Logs the speed of training between two log steps, without validation time, under ``throughput/``.
 
-    - ``images_per_second``: over all processes; of latents where these are trained on.
-    - ``data_wait_share``: share of the time in which the training loop of this process stood still in the loader
-      (``BatchLoader.seconds_waited``). Copies to a GPU run beside the computation and are not part of it, nor is the
-      first batch, which is there before the first step. A GPU may still have been computing meanwhile.
-    - ``model_flops_per_second``: of this process. FLOPs are matrix products, convolutions and attention of the whole
-      step, frozen networks and discriminator included, counted while the first step runs, and again in the first one
-      with discriminator. What backward passes only compute again does not count (activation checkpointing, scores of
-      fused attention). The counting step is slower by the time that takes.
-    - ``model_flops_utilization``: the same over the peak rate of the device.
-    - ``memory_gib``: of this process; on a GPU the most that tensors took since the last log step, else the most that
-      the process has had in memory.
+    - ``images_per_second``: over all processes; counts latents where training reads latents.
+    - ``data_wait_share``: share of the time that the training loop of this process waited in the loader
+      (``BatchLoader.seconds_waited``). It excludes copies to a GPU, which run beside the computation, and the first
+      batch, which arrives before the first step. A GPU may have been computing in the meantime.
+    - ``model_flops_per_second``: FLOP/s of this process. FLOPs are matrix products, convolutions and attention of the
+      whole step, including frozen networks and the discriminator. They are counted in the first step, and again in the
+      first step with the discriminator. Recomputation in backward passes does not count (activation checkpointing,
+      scores of fused attention). Counting slows that step down.
+    - ``model_flops_utilization``: the same, divided by the peak rate of the device.
+    - ``memory_gib``: peak memory of this process; on a GPU the peak of tensors since the last log step, on a CPU the
+      peak since the process started.
 
-    This callback waits for a GPU only at log steps, once.
+    This callback waits for a GPU only once per log step.
 
     Args:
-        peak_flops_per_second: peak rate of one device. If not given, the vendor's for the precision of training, or for
-            a device that is not in ``maetok.runtime.flops.GPU_PEAKS`` what matrix products reach in 0.2 seconds.
-        model_flops_per_image: known FLOPs, in place of counting, which compiled networks cannot be run with;
-            ``python -m tools.plan`` prints those of a step.
+        peak_flops_per_second: peak rate of one device. By default the vendor's rate for the precision of training, or,
+            for a device that is not in ``maetok.runtime.flops.GPU_PEAKS``, the rate of matrix products in a test of 0.2
+            seconds.
+        model_flops_per_image: known FLOPs, instead of counting, which is impossible with compiled networks;
+            ``python -m tools.plan`` prints the FLOPs of a step.
 
     Raises:
         ValueError: if one of them is given and not positive.
@@ -57,7 +58,7 @@ class Throughput(Callback):
             ("model_flops_per_image", model_flops_per_image),
         ):
             if value is not None and not value > 0:
-                raise ValueError(f"Throughput {name}={value} must be positive; leave it out to have it found out")
+                raise ValueError(f"Throughput {name}={value} must be positive; leave it out to measure it")
         self.peak, self.model_flops_per_image = peak_flops_per_second, model_flops_per_image
         self.interval = Interval()
         self.started: tuple[float, float] | None = None
@@ -73,8 +74,8 @@ class Throughput(Callback):
         if not self.knows_flops(pl_module):
             rank_zero_info(
                 "model.init_args.compile=true: throughput/model_flops_per_second and _utilization are not logged, "
-                "since compiled blocks would be run uncompiled to count them; set model_flops_per_image of "
-                "callbacks.Throughput, python -m tools.plan prints the FLOPs of a step"
+                "since counting would run compiled blocks uncompiled; set model_flops_per_image of "
+                "callbacks.Throughput (python -m tools.plan prints the FLOPs of a step)"
             )
         elif self.peak is None:
             dtype = torch.bfloat16 if str(trainer.precision).startswith("bf16") else torch.float32
@@ -82,11 +83,11 @@ class Throughput(Callback):
             rank_zero_info(f"model FLOP/s utilisation is relative to {self.peak:.3g} FLOP/s, {source}")
 
     def knows_flops(self, pl_module: LightningModule) -> bool:
-        """Whether FLOPs are given or can be counted."""
+        """Return whether FLOPs are given or can be counted."""
         return self.model_flops_per_image is not None or not getattr(pl_module, "compile_blocks", False)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Start the clock unless it runs, and count FLOPs if those of such a step are not known."""
+        """Start the clock unless it runs, and count FLOPs if they are unknown for this kind of step."""
         if self.started is None:
             self.started = clock(trainer)
         if self.model_flops_per_image is None and self.knows_flops(pl_module):
@@ -113,7 +114,7 @@ class Throughput(Callback):
         self.step_ended = self.started
 
     def scalars(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        """What is logged of the interval, by name."""
+        """Return the values to log for the interval, by name."""
         done = self.interval
         found = {"images_per_second": done.images * trainer.world_size / done.seconds}
         if hasattr(trainer.train_dataloader, "seconds_waited"):
@@ -125,17 +126,17 @@ class Throughput(Callback):
         return found if memory is None else found | {"memory_gib": memory / GIBIBYTE}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validation does not count, nor its loader, which has begun to read before this is called."""
+        """Stop the clock at the end of the last step: the validation loader has begun to read before this call."""
         if self.started is not None:
             self.stop_clock(self.step_ended)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave nothing behind if the step that was counted has failed."""
+        """Stop counting if the counted step failed."""
         if self.counter is not None:
             self.stop_counting()
 
     def stop_counting(self) -> None:
-        """End the mode in which operations are counted."""
+        """End the mode that counts operations."""
         assert self.counter is not None
         self.counter.__exit__(None, None, None)
         self.counter = None
@@ -149,5 +150,5 @@ class Throughput(Callback):
 
 
 def clock(trainer: Trainer) -> tuple[float, float]:
-    """Seconds now, and seconds that the training loop has waited for its loader so far (0 if that does not say)."""
+    """Return the time in seconds, and the seconds that training has waited for its loader (0 if unknown)."""
     return time.perf_counter(), getattr(trainer.train_dataloader, "seconds_waited", 0.0)

@@ -1,4 +1,4 @@
-"""Checkpoints to continue a run from, which of them are kept, and finding the newest or the best."""
+"""Checkpoints to continue a run from: writing, keeping and finding them."""
 
 import json
 import math
@@ -17,16 +17,19 @@ BEST_FILE = "best.json"
 
 
 def resolve_checkpoint(ckpt_path: str | None, run_directory: str | Path, subcommand: str) -> str | None:
-    """The checkpoint that a subcommand loads; ``last`` is that of the latest step of the run, ``best`` by its metric.
+    """Return the checkpoint that a subcommand loads.
+
+    ``last`` is the complete checkpoint of the run's latest step, ``best`` the one with the best metric. Any other value
+    is returned unchanged.
 
     Args:
         ckpt_path: value of ``--ckpt_path``.
         run_directory: ``runs/<experiment>``.
-        subcommand: ``fit`` begins at step 0 where there is no checkpoint yet; the others need one.
+        subcommand: with ``last``, ``fit`` starts at step 0 if there is no checkpoint; the others need one.
 
     Raises:
         FileNotFoundError: if one is needed and there is none.
-        FileExistsError: if a new run would mix its checkpoints with those of an older one.
+        FileExistsError: if a new run would mix its checkpoints with an older run's.
     """
     found = complete_checkpoints(run_directory)
     if ckpt_path is None and subcommand == "fit" and found:
@@ -39,7 +42,7 @@ def resolve_checkpoint(ckpt_path: str | None, run_directory: str | Path, subcomm
         found = sorted((path for path in found if step_of(path) in steps), key=lambda path: -steps.index(step_of(path)))
         if not found:
             raise FileNotFoundError(
-                f"--ckpt_path best: {run_directory}/checkpoints has none that was measured; set keep_best of "
+                f"--ckpt_path best: {run_directory}/checkpoints has no measured checkpoint; set keep_best of "
                 "callbacks.ResumableCheckpoint when training"
             )
     elif ckpt_path != "last":
@@ -51,7 +54,7 @@ def resolve_checkpoint(ckpt_path: str | None, run_directory: str | Path, subcomm
 
 
 def best_steps(run_directory: Path) -> list[int]:
-    """Steps of a run whose checkpoints were measured, the best first."""
+    """Return the steps of a run whose checkpoints were measured, the best first."""
     path = run_directory / "checkpoints" / BEST_FILE
     if not path.is_file():
         return []
@@ -61,20 +64,20 @@ def best_steps(run_directory: Path) -> list[int]:
 
 
 class ResumableCheckpoint(Checkpoint):
-    """Saves ``checkpoints/step=000001000.ckpt`` every so many training steps and when training ends.
+    """Saves ``checkpoints/step=000001000.ckpt`` at regular training steps and at the end of training.
 
-    A checkpoint gets its name when it is complete on disk, so a killed job leaves no torn one under a valid name. It is
-    a file, or a folder where a strategy shards. It is written before the validation of its step: a run killed in its
-    last validation is measured by ``validate``.
+    A checkpoint gets its name when it is complete on disk, so a killed job leaves no partial checkpoint under a valid
+    name. It is a file, or a folder where a strategy shards. It is written before the validation of its step, so
+    ``validate`` can measure a run that was killed in its last validation.
 
     Args:
         every_n_steps: training steps between checkpoints.
-        keep_last: how many to keep; -1 for all.
-        keep_every_n_steps: keep those at multiples of this as well; 0 for none.
-        keep_best: keep this many as well whose validation was best; 0 for none.
-        monitor: the logged metric that decides which is best.
-        mode: whether a small (``min``) or a large (``max``) metric is good.
-        asynchronous: write while training goes on; costs host memory for one checkpoint.
+        keep_last: number of newest checkpoints to keep; -1 for all.
+        keep_every_n_steps: also keep checkpoints at multiples of this; 0 for none.
+        keep_best: also keep this many checkpoints with the best validation; 0 for none.
+        monitor: the logged metric that decides which checkpoint is best.
+        mode: whether a small (``min``) or large (``max``) metric is better.
+        asynchronous: write while training continues; needs host memory for one checkpoint.
     """
 
     def __init__(
@@ -103,11 +106,11 @@ class ResumableCheckpoint(Checkpoint):
         self.saved_step = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Have checkpoints written and read by :class:`maetok.checkpoints.files.CheckpointFiles`."""
+        """Let :class:`maetok.checkpoints.files.CheckpointFiles` write and read checkpoints."""
         trainer.strategy.checkpoint_io = self.files  # type: ignore[assignment] # has the same methods
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The step a run continues from is saved already; what a killed run has left half written is removed."""
+        """Count the first step as saved, and remove partial checkpoints of a killed run."""
         self.saved_step = trainer.global_step
         if trainer.is_global_zero:
             remove_partial([Path(trainer.default_root_dir) / "checkpoints"])
@@ -118,12 +121,12 @@ class ResumableCheckpoint(Checkpoint):
             self.save(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what may turn out to be the best, unless gradients have been accumulated for the next step."""
+        """Save a checkpoint that may become the best, unless gradients for the next step have accumulated."""
         if self.keep_best and trainer.state.fn == "fit" and not getattr(pl_module, "micro_step", 0):
             self.save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the metric of this step.
+        """Record the metric of this step.
 
         Raises:
             ValueError: if ``monitor`` was not logged.
@@ -131,10 +134,10 @@ class ResumableCheckpoint(Checkpoint):
         if not self.keep_best or trainer.state.fn != "fit" or self.saved_step != trainer.global_step:
             return
         metric = trainer.callback_metrics.get(self.monitor or "")
-        value = trainer.strategy.broadcast(None if metric is None else float(metric))  # not a tensor on its GPU
+        value = trainer.strategy.broadcast(None if metric is None else float(metric))  # each process has its own GPU
         if value is None:
             raise ValueError(
-                f"ResumableCheckpoint monitor={self.monitor} is not logged in validation; there are "
+                f"ResumableCheckpoint monitor={self.monitor} is not logged in validation; the logged metrics are "
                 f"{', '.join(sorted(trainer.callback_metrics))}"
             )
         if trainer.is_global_zero:
@@ -147,16 +150,16 @@ class ResumableCheckpoint(Checkpoint):
             self.prune(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the last step, whatever it is, and wait until it is on the disk."""
+        """Save the last step and wait until it is on the disk."""
         self.save(trainer)
         self.wait(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Finish what is being written."""
+        """Finish writing."""
         self.files.wait()
 
     def save(self, trainer: Trainer) -> None:
-        """Save this step unless that is done; all processes must call this together, between two optimizer steps."""
+        """Save this step unless it is saved already. All processes call this together, between two optimizer steps."""
         if trainer.global_step == self.saved_step:
             return
         path = Path(trainer.default_root_dir) / "checkpoints" / f"step={trainer.global_step:09d}.ckpt"
@@ -166,14 +169,14 @@ class ResumableCheckpoint(Checkpoint):
             self.prune(trainer)
 
     def wait(self, trainer: Trainer) -> None:
-        """Return on all processes when what was saved is on the disk."""
+        """Wait on all processes until everything saved is on the disk."""
         self.files.wait()
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             self.prune(trainer)
 
     def prune(self, trainer: Trainer) -> None:
-        """Remove complete checkpoints that no rule keeps; one that is still being written replaces none."""
+        """Remove complete checkpoints that no rule keeps. A checkpoint that is still being written replaces none."""
         found = complete_checkpoints(trainer.default_root_dir)
         if self.keep_last < 0:
             return

@@ -1,4 +1,4 @@
-"""One TensorBoard curve for a run of several parts."""
+"""One TensorBoard curve for a run that was continued."""
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -6,15 +6,15 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 class ContinuedCurve(Callback):
-    """Hides what a killed run logged after the checkpoint that this one continues from.
+    """Hides the steps that a killed run logged after the checkpoint from which this run continues.
 
-    Each part of a run has an event file of its own in the run directory. A session start with a step, which comes first
-    in that of a continued run, tells readers to drop what earlier files hold from that step on; nothing is deleted.
+    Each part of a run has its own event file in the run directory. The file of a continued run begins with a session
+    start at a step, which tells readers to drop earlier files' values from that step on. Nothing is deleted.
     """
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The first step of this part is the one after the checkpoint's."""
+        """Write a session start for the step after the checkpoint."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         for logger in trainer.loggers:

@@ -1,4 +1,4 @@
-"""Ends a run when one of its processes is lost, and says which."""
+"""Ends a run when one of its processes is lost, and names the process."""
 
 import os
 import socket
@@ -19,14 +19,14 @@ NO_RANK = -1
 
 
 class Heartbeat(Callback):
-    """Every process tells rank 0 that it lives; if one is not heard from, all end with its rank, host and process id.
+    """Lets every process report to rank 0. If one goes silent, all end and print its rank, host and process id.
 
-    Otherwise the others would wait in a collective for as long as that may take, and then not know for whom. Signs of
-    life come from a thread, so steps, validations and checkpoints may last as long as they like.
+    Without it the other processes would wait in a collective until its timeout, and not know for which process. A
+    thread sends the reports, so steps, validations and checkpoints may take any time.
 
     Args:
-        timeout: seconds without a sign of life after which a process is lost.
-        interval: seconds between two signs.
+        timeout: seconds of silence after which a process is lost.
+        interval: seconds between two reports.
 
     Raises:
         ValueError: unless 0 < interval < timeout.
@@ -43,7 +43,7 @@ class Heartbeat(Callback):
         self.exception: BaseException | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """In every subcommand, keep a process that ends well from looking lost."""
+        """Delay the exit, in every subcommand, so that a successful process does not look lost."""
         if trainer.world_size > 1:
             delay_exit_for_gloo()
 
@@ -68,9 +68,9 @@ class Heartbeat(Callback):
             self.thread = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Stop together when all leave together; a process that fails is lost to the others.
+        """Stop together when all processes leave together; a process that fails is lost to the others.
 
-        What fails may be a collective for want of another process: then this one waits until it is known which.
+        A collective may fail because another process is gone. This process then waits until it knows which one.
         """
         if isinstance(exception, SystemExit) and not exception.code:
             self.on_train_end(trainer, pl_module)
@@ -79,7 +79,7 @@ class Heartbeat(Callback):
             self.thread.join(2 * self.interval)
 
     def watch(self, rank: int) -> None:
-        """Body of the thread."""
+        """Run the thread: report, or collect reports, until training ends or a process is lost."""
         finished = False
         while not finished:
             self.finished.wait(self.interval)
@@ -88,7 +88,7 @@ class Heartbeat(Callback):
                 self.end(rank, lost)
 
     def end(self, rank: int, lost: int) -> None:
-        """End this process, whatever its other threads wait for."""
+        """End this process at once, even if other threads are waiting."""
         if self.exception is not None:
             traceback.print_exception(self.exception)
         text = f"rank {lost} {self.names[lost]} is lost, so rank {rank} {self.names[rank]} ends"
@@ -97,7 +97,7 @@ class Heartbeat(Callback):
         os._exit(1)
 
     def collect(self) -> tuple[bool, int]:
-        """Rank 0: hear from all, and tell all whether training has ended and who was not heard from."""
+        """Collect reports on rank 0, and tell all processes whether training has ended and which process is silent."""
         signs = {rank: torch.zeros(1, dtype=torch.int64) for rank in range(1, len(self.names))}
         lost, deadline = NO_RANK, time.monotonic() + self.timeout
         for rank, sign in signs.items():
@@ -115,7 +115,7 @@ class Heartbeat(Callback):
         return finished, lost
 
     def report(self) -> tuple[bool, int]:
-        """Any other rank: give a sign of life, and hear what rank 0 knows."""
+        """Report to rank 0 from any other rank, and receive its answer."""
         answer = torch.zeros(2, dtype=torch.int64)
         try:
             dist.send(torch.tensor([self.finished.is_set()]).long(), 0, self.group)

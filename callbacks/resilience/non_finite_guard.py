@@ -1,4 +1,4 @@
-"""Steps that are skipped because loss or gradient is not finite, and losses far above the usual ones."""
+"""Steps that are skipped because loss or gradient is not finite, and loss spikes."""
 
 import json
 from collections import deque
@@ -20,21 +20,21 @@ RECORDS = "unusual_steps.jsonl"
 
 
 class NonFiniteError(RuntimeError):
-    """Training cannot go on; the checkpoints that were written before are good."""
+    """Training cannot continue; the checkpoints written before are good."""
 
 
 class LossHistory:
-    """Tells how unusual a loss is, by median and median absolute deviation, which single outliers do not move.
+    """Measures how unusual a loss is, by median and median absolute deviation, which ignore single outliers.
 
     Args:
-        window: number of last losses that are compared with; nothing is unusual before there are a quarter of them.
+        window: number of recent losses to compare with; no loss is unusual before a quarter of them are known.
     """
 
     def __init__(self, window: int) -> None:
         self.losses: deque[float] = deque(maxlen=window)
 
     def add(self, loss: float) -> tuple[float, float]:
-        """Median of the losses before this one, and by how many standard deviations it lies above that median.
+        """Return the median of the earlier losses, and by how many standard deviations this loss lies above it.
 
         The standard deviation is 1.4826 times the median absolute deviation, as in a normal distribution, and at least
         a thousandth of the median.
@@ -49,28 +49,29 @@ class LossHistory:
 
 
 class NonFiniteGuard(Callback):
-    """Has the task skip steps with a loss or gradient that is not finite, and says so.
+    """Makes the task skip steps whose loss or gradient is not finite, and records them.
 
-    Every skipped step is a line of ``unusual_steps.jsonl`` in the run directory, with the losses and sample indices of
-    all its micro-batches on all processes; a loss spike is one with the position in the data order. Both are counted
-    (``guard/skipped_steps`` and ``guard/loss_spikes`` in the log), also over restarts. No checkpoint is written of
-    weights that are not finite.
+    Each skipped step is a line of ``unusual_steps.jsonl`` in the run directory, with the losses and sample indices of
+    all its micro-batches on all processes. Each loss spike is a line with the position in the data order. The log
+    counts both, over restarts too (``guard/skipped_steps``, ``guard/loss_spikes``). Weights that are not finite are
+    never written to a checkpoint.
 
-    After ``max_in_a_row`` skipped steps training ends, or up to ``rollbacks`` times it goes back: weights, moving
-    averages, buffers and optimizer states are those of the newest checkpoint from before these steps again, and
-    everything else goes on, so other batches, masks and noise follow (:mod:`callbacks.resilience.rollback`). It goes
-    back only after steps that are multiples of ``check_every_n_steps``, so a continued run does so where an
-    uninterrupted one does; training that ends before is over without. Each rollback is a line of the same file and
-    counted (``guard/rollbacks``).
+    After ``max_in_a_row`` skipped steps training ends, or rolls back up to ``rollbacks`` times: weights, moving
+    averages, buffers and optimizer states return to the newest checkpoint from before these steps. Everything else
+    continues, so other batches, masks and noise follow (:mod:`callbacks.resilience.rollback`). A rollback happens only
+    after steps that are multiples of ``check_every_n_steps``, so a continued run rolls back where an uninterrupted run
+    does; training that ends before such a step ends without a rollback. Each rollback is a line of the same file, and
+    the log counts it (``guard/rollbacks``).
 
     Args:
-        max_in_a_row: so many skipped steps one after another end training, or have it go back.
-        check_every_n_steps: the verdicts are looked at after multiples of this, which waits for the GPU; skipping
-            itself does not. Also before every checkpoint.
-        spike_threshold: robust standard deviations above the median from which on a loss is a spike.
-        spike_window: number of last steps that it is compared with.
-        rollbacks: how often one run, over all its restarts, may go back instead of ending. Needs checkpoints of
-            :class:`callbacks.ResumableCheckpoint` from before the skipped steps, so ``keep_last`` must outlast them.
+        max_in_a_row: number of consecutive skipped steps that end training or cause a rollback.
+        check_every_n_steps: read the verdicts after multiples of this and before every checkpoint. Reading waits for
+            the GPU; skipping does not.
+        spike_threshold: a loss this many robust standard deviations above the median is a spike.
+        spike_window: number of recent steps to compare with.
+        rollbacks: how often one run, over all its restarts, may roll back instead of ending. A rollback needs a
+            checkpoint of :class:`callbacks.ResumableCheckpoint` from before the skipped steps, so ``keep_last`` must
+            be large enough.
 
     Raises:
         ValueError: if a number is out of range.
@@ -93,25 +94,25 @@ class NonFiniteGuard(Callback):
         self.max_in_a_row, self.check_every_n_steps = max_in_a_row, check_every_n_steps
         self.spike_threshold, self.history = spike_threshold, LossHistory(spike_window)
         self.skipped_steps, self.in_a_row, self.loss_spikes = 0, 0, 0
-        self.first_bad: int | None = None  # of too many in a row, until training has gone back
+        self.first_bad: int | None = None  # of too many in a row, until training has rolled back
         self.rollback = Rollback(rollbacks)
         self.pending: list[Step] = []
         self.batches: list[dict[str, Any]] = []
         self.last_step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the task the guard that skips."""
+        """Give the task a guard, which skips steps."""
         if stage == "fit":
             pl_module.step_guard = StepGuard()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count from the step of the checkpoint."""
+        """Count from the step of the checkpoint."""
         self.last_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep what identifies the batch; look at the steps when enough have come together, and go back if need be."""
+        """Keep what identifies the batch; check the steps at multiples of the interval, and roll back if necessary."""
         self.batches.append({name: batch[name] for name in ("indices", "position") if name in batch})
         if trainer.global_step == self.last_step:
             return  # one of several micro-batches
@@ -124,19 +125,19 @@ class NonFiniteGuard(Callback):
                 self.go_back(trainer, pl_module, self.first_bad)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the last steps; the checkpoint of the last one comes after this."""
+        """Check the last steps, before the checkpoint of the last step."""
         self.check(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the counts and the last losses, after looking at all steps and weights.
+        """Add the counts and the last losses, after checking all steps and weights.
 
         Raises:
-            NonFiniteError: on all processes, if the weights of any are not finite or too many steps were skipped.
+            NonFiniteError: on all processes, if weights on any process are not finite or too many steps were skipped.
         """
         self.check(trainer)
         if not all_finite(chain(pl_module.parameters(), pl_module.buffers())):
             raise NonFiniteError(
-                f"weights are not finite at step {trainer.global_step}, so no checkpoint of them is written"
+                f"weights are not finite at step {trainer.global_step}, so no checkpoint is written"
                 f"{self.remedy(trainer)}"
             )
         checkpoint["non_finite_guard"] = {
@@ -149,20 +150,20 @@ class NonFiniteGuard(Callback):
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Go on with counts and losses; a checkpoint of a run without guard has none."""
+        """Restore counts and losses; a checkpoint of a run without guard has none."""
         state = checkpoint.get("non_finite_guard")
         if state is not None:
             self.skipped_steps, self.in_a_row = state["skipped_steps"], state["in_a_row"]
             self.loss_spikes, self.first_bad = state["loss_spikes"], state.get("first_bad")
-            self.rollback.spans = state.get("rollbacks", [])  # of versions without rollback: none
+            self.rollback.spans = state.get("rollbacks", [])  # older versions have none
             self.history.losses.extend(state["losses"])
 
     def check(self, trainer: Trainer) -> None:
-        """Count, write and log what the steps since the last check were like. All processes call this together.
+        """Count, write and log the unusual steps since the last check. All processes call this together.
 
         Raises:
-            NonFiniteError: on all processes, if ``max_in_a_row`` steps one after another were skipped and no rollback
-                is left.
+            NonFiniteError: on all processes, if ``max_in_a_row`` consecutive steps were skipped and no rollback is
+                left.
         """
         steps, self.pending = self.pending, []
         verdicts = [(verdict.skipped, verdict.loss) for step in steps for verdict in step.verdicts.values()]
@@ -193,7 +194,7 @@ class NonFiniteGuard(Callback):
             raise NonFiniteError(self.failure(trainer, self.first_bad))
 
     def go_back(self, trainer: Trainer, pl_module: LightningModule, first_bad: int) -> None:
-        """Train on from the weights of before the step ``first_bad``. All processes call this together.
+        """Roll back to weights from before the step ``first_bad``. All processes call this together.
 
         Raises:
             NonFiniteError: on all processes, if there is no such checkpoint.
@@ -215,7 +216,7 @@ class NonFiniteGuard(Callback):
         )
 
     def spike(self, step: Step, loss: float) -> dict[str, Any] | None:
-        """Add the loss of a step to the history; a record of it if it is a spike."""
+        """Add the loss of a step to the history; return a record if it is a spike."""
         median, deviations = self.history.add(loss)
         if deviations < self.spike_threshold:
             return None
@@ -223,7 +224,7 @@ class NonFiniteGuard(Callback):
         return record | {"position": position_of(step)}
 
     def report(self, trainer: Trainer, records: list[dict[str, Any]], counts: dict[str, int], message: str) -> None:
-        """Write, log and print on the first process."""
+        """Write, log and print records on the first process."""
         if not trainer.is_global_zero:
             return
         path = Path(trainer.default_root_dir) / RECORDS
@@ -236,15 +237,15 @@ class NonFiniteGuard(Callback):
         rank_zero_warn(f"{message}; see {path}")
 
     def failure(self, trainer: Trainer, first_bad: int) -> str:
-        """What has ended training, for error messages."""
+        """Return the reason why training ended, for error messages."""
         return (
             f"loss or gradient was not finite in {self.max_in_a_row} steps one after another, from step {first_bad} on "
             f"(callbacks.NonFiniteGuard max_in_a_row={self.max_in_a_row}, rollbacks={self.rollback.limit}). They were "
-            f"skipped, so the weights are those of before{self.remedy(trainer)}"
+            f"skipped, so the weights are unchanged since then{self.remedy(trainer)}"
         )
 
     def remedy(self, trainer: Trainer) -> str:
-        """What is left, and what to do, for error messages."""
+        """Return the newest checkpoint and the remedy, for error messages."""
         found = complete_checkpoints(trainer.default_root_dir)
         newest = f"The newest checkpoint is {found[-1]}" if found else "There is no checkpoint"
         return (

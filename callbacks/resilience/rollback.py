@@ -1,4 +1,4 @@
-"""Going back to the weights of an older checkpoint while training goes on."""
+"""Return to the weights of an older checkpoint while training continues."""
 
 from pathlib import Path
 
@@ -9,32 +9,32 @@ from maetok.checkpoints.runs import complete_checkpoints, step_of
 
 
 class Rollback:
-    """Gives a task the weights, moving averages, buffers and optimizer states of before a row of bad steps again.
+    """Gives a task the weights, moving averages, buffers and optimizer states from before a row of bad steps.
 
-    Step counter, schedules, data order, masks and noise go on, so others follow than those that failed: older weights,
-    later data, as in the training of PaLM (Chowdhery et al. 2022, section 5.1).
+    Step counter, schedules, data order, masks and noise continue, so the failing combination does not come back: older
+    weights meet later data, as in the training of PaLM (Chowdhery et al. 2022, section 5.1).
 
     Args:
-        limit: how often in one run, over all its restarts.
+        limit: number of rollbacks in one run, over all its restarts.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.spans: list[list[int]] = []
-        """Of each rollback so far the first bad step, and the step after which it came."""
+        """First bad step of each rollback, and the step after which it came."""
 
     @property
     def left(self) -> int:
-        """How many more there may be."""
+        """Return how many rollbacks are left."""
         return max(0, self.limit - len(self.spans))
 
     def run(self, trainer: Trainer, pl_module: LightningModule, first_bad: int) -> Path | None:
-        """Go back to before the step ``first_bad``; all processes call this together, between two steps.
+        """Roll back to before the step ``first_bad``. All processes call this together, between two steps.
 
         Returns:
-            The checkpoint, the same on all processes; None, with nothing changed, if there is none.
+            The checkpoint, the same on all processes; None, and nothing changes, if there is none.
         """
-        trainer.strategy.checkpoint_io.teardown()  # one that is still being written may be the newest
+        trainer.strategy.checkpoint_io.teardown()  # the newest may still be being written
         trainer.strategy.barrier()
         path = trainer.strategy.broadcast(self.newest(trainer.default_root_dir, first_bad))
         if path is not None:
@@ -43,7 +43,7 @@ class Rollback:
         return path
 
     def newest(self, run_directory: str | Path, first_bad: int) -> Path | None:
-        """The newest complete checkpoint from before that step that was not written in a row of bad steps either."""
+        """Return the newest complete checkpoint from before that step, outside earlier rows of bad steps."""
         found = [
             path
             for path in complete_checkpoints(run_directory)

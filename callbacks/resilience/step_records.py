@@ -1,4 +1,4 @@
-"""Steps that wait to be looked at, and what is written of those that were skipped."""
+"""Steps that wait for a check, and the records of skipped steps."""
 
 import math
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ OPTIMIZERS = ("autoencoder", "discriminator")
 
 @dataclass
 class Step:
-    """What is kept of a step until it is looked at."""
+    """A step that waits for a check."""
 
     number: int
     verdicts: dict[int, Verdict]
@@ -21,7 +21,7 @@ class Step:
 
 
 def skipped_step_records(bad: Iterable[tuple[Step, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Records of skipped steps, completed by what all processes know of them; collective."""
+    """Return records of skipped steps, with the values of all processes; collective."""
     bad = list(bad)
     own = []
     for step, _ in bad:
@@ -44,11 +44,11 @@ def skipped_step_records(bad: Iterable[tuple[Step, dict[str, Any]]]) -> list[dic
 
 
 def position_of(step: Step) -> int | None:
-    """Position in the data order after the step, over all processes."""
+    """Return the position in the data order after the step, over all processes."""
     position = step.batches[-1].get("position") if step.batches else None
     return None if position is None else int(position)
 
 
 def number(value: float) -> float | str:
-    """A float, or what JSON has no number for as a word: nan, inf, -inf."""
+    """Return a finite value as a float, and nan, inf and -inf as text, since JSON has no such numbers."""
     return value if math.isfinite(value) else str(value)

@@ -1,4 +1,4 @@
-"""Losses: pure functions and small modules that return named scalars. No network of ours is imported here."""
+"""Losses: pure functions and small modules that return named scalars. They import no network of the suite."""
 
 from maetok.losses.adversarial import AdversarialLoss, LeCAM, adaptive_weight, autoencoder_loss, discriminator_loss
 from maetok.losses.diff_augment import DiffAugment

@@ -15,10 +15,10 @@ AdversarialForm = Literal["hinge", "non_saturating"]
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, form: AdversarialForm = "hinge") -> Tensor:
-    """What the discriminator minimises.
+    """Return the loss that the discriminator minimises.
 
-    ``hinge``: mean of (relu(1 - real) + relu(1 + fake)) / 2; ``non_saturating``: mean of (softplus(-real) +
-    softplus(fake)) / 2, the binary cross-entropy with targets 1 and 0.
+    ``hinge`` is the mean of (relu(1 - real) + relu(1 + fake)) / 2. ``non_saturating`` is the mean of (softplus(-real) +
+    softplus(fake)) / 2, the binary cross-entropy with targets 1 and 0. Logits are (B, K).
     """
     real_logits, fake_logits = real_logits.float(), fake_logits.float()
     if form == "hinge":
@@ -27,17 +27,17 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, form: Adversari
 
 
 def autoencoder_loss(fake_logits: Tensor, form: AdversarialForm = "hinge") -> Tensor:
-    """What the autoencoder minimises: ``-fake`` (hinge) or ``softplus(-fake)`` (non-saturating), averaged."""
+    """Return the loss that the autoencoder minimises: the mean of ``-fake`` or, non-saturating, ``softplus(-fake)``."""
     return -fake_logits.float().mean() if form == "hinge" else F.softplus(-fake_logits.float()).mean()
 
 
 def adaptive_weight(
     reconstruction_loss: Tensor, adversarial_loss: Tensor, last_layer: Tensor, maximum: float = 1e4
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weight that gives both losses gradients of equal size at the last decoder layer (VQGAN, equation 7).
+    """Return the weight that gives both losses gradients of equal size at the last decoder layer (VQGAN, equation 7).
 
-    Gradients are averaged over all processes before their norms are taken, so the weight does not depend on how a
-    batch is divided among them.
+    Gradients are averaged over all processes before their norms are taken, so the weight does not depend on how
+    processes divide a batch.
 
     Args:
         reconstruction_loss: scalar with graph, pixel plus perceptual loss.
@@ -57,10 +57,10 @@ def adaptive_weight(
 
 
 class LeCAM(nn.Module):
-    """LeCAM regulariser (Tseng et al. 2021, equation 3): keeps logits near the moving average of the other side.
+    """LeCAM regulariser (Tseng et al. 2021, equation 3): keeps logits near the other side's moving average.
 
-    The averages are buffers, so they are saved and resumed; they are the same on all processes. Logits that are not
-    finite leave them as they are.
+    The averages are buffers, so checkpoints hold them. They are equal on all processes. Logits that are not finite
+    do not change them.
 
     Args:
         decay: decay of the moving averages of real and fake logits.
@@ -87,14 +87,17 @@ class LeCAM(nn.Module):
 
 
 class AdversarialLoss(nn.Module):
-    """Both sides of the adversarial game, with DiffAugment, LeCAM and consistency; the discriminator is passed in.
+    """Losses of autoencoder and discriminator in adversarial training, with DiffAugment, LeCAM and consistency.
+
+    The discriminator is passed in.
 
     Args:
         form: hinge (paper) or non-saturating.
         lecam_weight: factor of the LeCAM regulariser; 0 turns it off.
         lecam_decay: decay of LeCAM's moving averages.
-        consistency_weight: factor of the squared difference between logits of augmented and plain images; 0 is off.
-        augment: DiffAugment of everything the discriminator sees, or null.
+        consistency_weight: factor of the squared difference between logits of augmented and plain images; 0 turns it
+            off.
+        augment: augments everything that the discriminator sees; null for none.
     """
 
     def __init__(
@@ -111,13 +114,13 @@ class AdversarialLoss(nn.Module):
         self.lecam = LeCAM(lecam_decay)
 
     def autoencoder(self, discriminator: Discriminator, fakes: Tensor, uniform: Tensor) -> Tensor:
-        """Generator loss on (B, 3, H, W) fakes; ``uniform`` (B, 7) in [0, 1) drives the augmentation."""
+        """Return the autoencoder's loss on fakes (B, 3, H, W); ``uniform`` (B, 7) in [0, 1) drives the augmentation."""
         return autoencoder_loss(discriminator(self._augmented(fakes, uniform)), self.form)
 
     def discriminator(
         self, discriminator: Discriminator, images: Tensor, fakes: Tensor, uniform: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Discriminator loss and its named parts.
+        """Return the discriminator's loss and its named parts.
 
         Args:
             discriminator: (B, 3, H, W) -> (B, K) logits; called once on real and fake images together.

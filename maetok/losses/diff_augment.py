@@ -8,7 +8,7 @@ UNIFORM_NUMBERS = 7
 
 
 class DiffAugment(nn.Module):
-    """Augment images as a function of uniform numbers, so that the caller controls all randomness.
+    """Augments images as a function of uniform numbers, so that the caller controls all randomness.
 
     Args:
         color: shift brightness by up to 0.5, scale saturation by 0 to 2 and contrast by 0.5 to 1.5.
@@ -59,7 +59,7 @@ def translate(images: Tensor, uniform: Tensor, share: float) -> Tensor:
 
 
 def cutout_mask(images: Tensor, uniform: Tensor, share: float) -> Tensor:
-    """(B, 1, H, W) of ones with a square of zeros of ``share`` of the side, centred anywhere; uniform is (B, 2)."""
+    """Return (B, 1, H, W) ones with a square of zeros: ``share`` of the side, centred anywhere; uniform is (B, 2)."""
     height, width = images.shape[-2:]
     centre_y, centre_x = uniform[:, :1] * height, uniform[:, 1:] * width
     rows = (torch.arange(height, device=images.device) + 0.5 - centre_y).abs() < share * height / 2

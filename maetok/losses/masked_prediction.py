@@ -12,10 +12,10 @@ from maetok.runtime.distributed import mean_over_ranks
 def masked_prediction_loss(
     predictions: Tensor, targets: Tensor, mask: Tensor | None, form: Literal["mse", "cosine"]
 ) -> Tensor:
-    """Mean over masked patches of the squared error, or of the negative cosine similarity.
+    """Average the squared error or the negative cosine similarity over masked patches.
 
-    With several processes the sum over the local masked patches is divided by their mean number per process, so that
-    averaged gradients are those of one large batch.
+    Each process divides its sum by the mean number of masked patches per process, so averaged gradients equal the
+    gradients of one large batch.
 
     Args:
         predictions: (B, N, dim).

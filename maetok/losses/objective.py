@@ -13,7 +13,7 @@ from maetok.losses.reconstruction import PerceptualLoss, pixel_loss
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the pixel-side terms (paper section 3.3); what has weight 0 is neither built nor computed."""
+    """Weights of the pixel-side terms (paper section 3.3). A term with weight 0 is neither built nor computed."""
 
     reconstruction: float = 1.0
     perceptual: float = 1.0
@@ -21,15 +21,15 @@ class LossWeights:
 
 
 class ReconstructionObjective(nn.Module):
-    """Weighted sum of pixel, perceptual and adversarial losses; shared by stage 1 and stage 2.
+    """Weighted sum of pixel, perceptual and adversarial losses; for stages 1 and 2.
 
     Args:
         weights: weight of each term.
         pixel_norm: ``l2`` (paper) or ``l1``.
         perceptual: builds the perceptual loss; called only if its weight is positive.
-        adversarial: form of the adversarial game.
+        adversarial: losses of adversarial training; hinge with the defaults of :class:`AdversarialLoss` if not given.
         adaptive: scale the adversarial term by the ratio of gradient norms at the last decoder layer.
-        discriminator_start: step from which on the discriminator exists for the loss.
+        discriminator_start: first step with the discriminator.
 
     Raises:
         ValueError: if the perceptual weight is positive but there is no perceptual loss.
@@ -55,7 +55,7 @@ class ReconstructionObjective(nn.Module):
         self.adversarial = adversarial if adversarial is not None else AdversarialLoss()
 
     def discriminator_active(self, step: int) -> bool:
-        """Whether the discriminator takes part at this step."""
+        """Return whether the discriminator takes part in this step."""
         return self.weights.adversarial > 0 and step >= self.discriminator_start
 
     def autoencoder(
@@ -66,13 +66,13 @@ class ReconstructionObjective(nn.Module):
         discriminator: Discriminator | None = None,
         uniform: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of the autoencoder.
+        """Return the loss of the autoencoder.
 
         Args:
             reconstructions: (B, 3, H, W) with graph.
             images: (B, 3, H, W) in [-1, 1].
             last_layer: weight of the decoder's output layer, for the adaptive weight.
-            discriminator: its logits are used if given.
+            discriminator: adds the adversarial term if given.
             uniform: (B, 7) in [0, 1) for the augmentation before the discriminator.
 
         Returns:

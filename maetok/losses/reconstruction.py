@@ -14,13 +14,13 @@ from maetok.runtime.weights import weights_hash
 
 
 def pixel_loss(reconstructions: Tensor, images: Tensor, norm: Literal["l1", "l2"] = "l2") -> Tensor:
-    """Mean absolute (``l1``) or squared (``l2``) error over all pixels."""
+    """Return the mean absolute (``l1``) or squared (``l2``) error over all pixels, a float32 scalar."""
     difference = reconstructions.float() - images.float()
     return difference.abs().mean() if norm == "l1" else difference.square().mean()
 
 
 class PerceptualLoss(nn.Module, ABC):
-    """Distance of two image batches in the space of a frozen network, which is not part of the state dict."""
+    """Distance of two image batches in the features of a frozen network, which is not part of the state dict."""
 
     @abstractmethod
     def forward(self, reconstructions: Tensor, images: Tensor) -> Tensor:
@@ -32,8 +32,9 @@ class LPIPSLoss(PerceptualLoss):
 
     Args:
         net_type: backbone; the paper uses ``vgg``.
-        checkpoint_path: torchvision's file of the backbone's weights; if not given, torchvision's cache or download.
-        pretrained: use torchvision's weights at all; random ones otherwise.
+        checkpoint_path: torchvision's file with the backbone's weights. Without it torchvision reads its cache or
+            downloads the file.
+        pretrained: use torchvision's weights; false for random weights.
 
     Raises:
         RuntimeError: if torchvision's weights cannot be loaded.
@@ -52,7 +53,7 @@ class LPIPSLoss(PerceptualLoss):
             network = _LPIPS(net=net_type, pnet_rand=bool(checkpoint_path) or not pretrained)
             if checkpoint_path:
                 weights = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
-                # the backbone holds torchvision's layers under their numbers, in one slice after another
+                # the backbone keeps the numbers of torchvision's layers, in consecutive slices
                 names = {name: re.sub(r"^slices?\.?\d+\.", "features.", name) for name in network.net.state_dict()}
                 network.net.load_state_dict({name: weights[theirs] for name, theirs in names.items()})
         except (OSError, KeyError) as error:
@@ -65,11 +66,11 @@ class LPIPSLoss(PerceptualLoss):
 
     @property
     def digest(self) -> str:
-        """Hash of the weights, in hexadecimal."""
+        """Return a hash of the weights, in hexadecimal."""
         return weights_hash(f"LPIPS {self.net_type}", [self.network.network.state_dict()])
 
     def forward(self, reconstructions: Tensor, images: Tensor) -> Tensor:
-        """Mean LPIPS distance. Out-of-range pixels are not clamped, so they keep their gradient."""
+        """Return the mean LPIPS distance. Pixels out of range are not clamped, so they keep their gradient."""
         return self.per_image(reconstructions, images).mean()
 
     def per_image(self, reconstructions: Tensor, images: Tensor) -> Tensor:
@@ -84,7 +85,7 @@ class TimmPerceptualLoss(PerceptualLoss):
         model_name: timm name of a model that supports ``features_only``.
         pretrained: load timm's weights (needs network access once).
         checkpoint_path: load weights from a local file instead.
-        stages: which of the model's feature stages to compare; all by default.
+        stages: numbers of the feature stages to compare; all by default.
     """
 
     def __init__(
@@ -101,13 +102,13 @@ class TimmPerceptualLoss(PerceptualLoss):
         self.network = UnregisteredModule(nn.Sequential(Normalization(model), model))
 
     def forward(self, reconstructions: Tensor, images: Tensor) -> Tensor:
-        """Mean over depths of the mean squared distance between unit feature vectors."""
+        """Return the mean squared distance between unit feature vectors, averaged over depths."""
         with torch.no_grad():
             wanted = self.unit_features(images)
         found = self.unit_features(reconstructions)
         return torch.stack([(a - b).square().sum(1).mean() for a, b in zip(found, wanted, strict=True)]).mean()
 
     def unit_features(self, images: Tensor) -> list[Tensor]:
-        """One map (B, channels, h, w) per depth, of unit length along the channels."""
+        """Return one map (B, channels, h, w) per depth, of unit length along the channels."""
         maps = zip(self.network(images), self.channels, strict=True)
         return [F.normalize(channels_first(features.float(), channels), dim=1) for features, channels in maps]

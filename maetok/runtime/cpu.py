@@ -1,4 +1,4 @@
-"""Settings of this process that make networks faster on a CPU; results stay those of float32."""
+"""Settings of this process that make networks faster on a CPU; results keep float32 precision."""
 
 import torch
 
@@ -6,7 +6,7 @@ from maetok.runtime.memory import keep_freed_memory
 
 
 def tune_cpu() -> None:
-    """Apply the settings for this process, as tasks do that run on a CPU."""
+    """Apply all settings to this process; tasks call this when they run on a CPU."""
     keep_freed_memory()
     use_fast_float32()
 
@@ -14,12 +14,12 @@ def tune_cpu() -> None:
 def use_fast_float32() -> bool:
     """Let oneDNN compute float32 matrix products, which is up to twice as fast where MKL does not know the CPU.
 
-    PyTorch asks oneDNN only if products may be rounded to bfloat16. Without AMX oneDNN has no faster way to use that
-    permission, and computes in float32 all the same; so CPUs with AMX are left alone, and on others one product is
-    compared with float64 before the setting stays. It is the CPU's own: products on a GPU are not affected.
+    PyTorch asks oneDNN only if products may be rounded to bfloat16. On a CPU without AMX oneDNN has no use for that
+    permission and computes in float32. This function therefore changes nothing on CPUs with AMX, and on other CPUs
+    compares one product with float64 before it keeps the setting. Products on a GPU are not affected.
 
     Returns:
-        Whether the setting is made.
+        Whether the setting is active.
     """
     if not torch.backends.mkldnn.is_available() or torch.cpu._is_amx_tile_supported():
         return False
@@ -33,7 +33,7 @@ def use_fast_float32() -> bool:
 
 
 def product_error() -> float:
-    """Relative error of a float32 matrix product on the CPU: about 3e-7, and 3e-3 if it is rounded to bfloat16."""
+    """Return the relative error of a float32 matrix product on the CPU: about 3e-7, or 3e-3 if rounded to bfloat16."""
     rng = torch.Generator().manual_seed(0)
     left, right = (torch.randn(64, 768, generator=rng) for _ in range(2))
     exact = left.double() @ right.double().T

@@ -1,4 +1,4 @@
-"""The few collective operations that losses and metrics need; without a process group they do nothing."""
+"""The collective operations that losses and metrics need; without a process group they do nothing."""
 
 import atexit
 import time
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def several_processes() -> bool:
-    """Whether there is a process group of more than one process."""
+    """Return whether there is a process group of more than one process."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
-    """Mean of a tensor over all processes, without gradient; the tensor itself when there is one process."""
+    """Return the mean of a tensor over all processes, without gradient; with one process the tensor itself."""
     if not several_processes():
         return tensor.detach()
     total = tensor.detach().clone()
@@ -23,7 +23,7 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """Sum of a tensor over all processes, without gradient; the tensor itself when there is one process."""
+    """Return the sum of a tensor over all processes, without gradient; with one process the tensor itself."""
     if not several_processes():
         return tensor.detach()
     total = tensor.detach().clone()
@@ -32,7 +32,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def gather_over_ranks(value: Any) -> list[Any]:
-    """What each process holds, in the order of ranks; any picklable value, of another size on each."""
+    """Return the values of all processes in the order of ranks. Values are picklable and may differ in size."""
     if not several_processes():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -41,10 +41,10 @@ def gather_over_ranks(value: Any) -> list[Any]:
 
 
 def delay_exit_for_gloo(seconds: float = 0.5) -> None:
-    """Have this process wait a moment before it ends.
+    """Delay the exit of this process.
 
-    A thread of gloo that still holds a tensor of the last operation frees it under Python's lock. If Python is shutting
-    down by then, that aborts the process ("terminate called without an active exception"), and a run that has ended
-    well looks as if it had failed.
+    A thread of gloo that still holds a tensor of the last operation frees it under Python's lock. If Python is already
+    shutting down, the process aborts ("terminate called without an active exception"), and a successful run looks as
+    if it had failed.
     """
     atexit.register(time.sleep, seconds)

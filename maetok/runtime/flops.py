@@ -1,4 +1,4 @@
-"""Floating-point operations of a training step, counted while it runs, and how many a device can do per second."""
+"""Floating-point operations of a training step, counted while it runs, and the peak rate of a device."""
 
 import time
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
 
-FORMULAS = flop_registry | {  # torch has none for attention on the CPU
+FORMULAS = flop_registry | {  # torch has no formula for attention on the CPU
     aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[aten._scaled_dot_product_flash_attention],
     aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
         aten._scaled_dot_product_flash_attention_backward
@@ -25,27 +25,27 @@ ATTENTION_BACKWARD = {
     aten._scaled_dot_product_efficient_attention_backward,
     aten._scaled_dot_product_cudnn_attention_backward,
 }
-"""Five matrix products of equal size, of which the first computes the scores of the forward pass again."""
+"""Operations of five matrix products of equal size; the first product recomputes the scores of the forward pass."""
 
 
 class FlopCounter(TorchDispatchMode):
     """Counts matrix products, convolutions and attention that run while it is active; one multiply-add is two.
 
-    Every operation runs as it would without, so results are the same bit for bit. Compiled functions do not: torch runs
+    Every operation runs unchanged, so results are equal bit for bit. Compiled functions are the exception: torch runs
     them uncompiled while such a mode is active.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.flops = 0
-        """Operations that the mathematics of the step ask for, whatever the kernels and the use of memory."""
+        """Operations that the mathematics of the step require, independent of kernels and memory use."""
         self.recomputed = 0
-        """Operations that are done once more in backward passes: by activation checkpointing and by fused attention."""
+        """Operations that backward passes repeat: for activation checkpointing and in fused attention."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and count it."""
         kwargs = kwargs or {}
-        if torch.is_inference_mode_enabled():  # operations arrive before they are divided into others
+        if torch.is_inference_mode_enabled():  # composite operations arrive before they are decomposed
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
@@ -61,13 +61,13 @@ class FlopCounter(TorchDispatchMode):
 
 
 def recomputes() -> bool:
-    """Whether activation checkpointing runs a forward pass again: gradients are recorded inside a backward pass."""
+    """Return whether activation checkpointing repeats a forward pass: a backward pass that records gradients."""
     return torch.is_grad_enabled() and torch._C._current_graph_task_id() != -1
 
 
 @dataclass(frozen=True)
 class PeakRates:
-    """Dense matrix products of a GPU in FLOP/s, as its vendor states them."""
+    """Peak rates of dense matrix products on a GPU in FLOP/s, as its vendor states them."""
 
     bfloat16: float
     tf32: float
@@ -81,19 +81,19 @@ GPU_PEAKS = {
     "A100": PeakRates(312e12, 156e12, 19.5e12),
     "L40S": PeakRates(362e12, 183e12, 91.6e12),
 }
-"""By a part of the name that CUDA gives; the first that fits counts, so SXM versions come after the others."""
+"""Peak rates by a part of the name that CUDA gives. The first match counts, so PCIe versions come before SXM."""
 
 OTHER_DEVICES = ("MIG", "NVL")
-"""In names of slices and versions of these GPUs, which have other rates."""
+"""Parts of the names of slices and versions of these GPUs that have other rates."""
 
 
 def vendor_peak(gpu_name: str, dtype: torch.dtype, tf32: bool) -> float | None:
-    """FLOP/s of a GPU from the table; None if it is not there.
+    """Return the FLOP/s of a GPU from the table, or None if the table lacks it.
 
     Args:
-        gpu_name: as ``torch.cuda.get_device_name`` gives it.
+        gpu_name: the result of ``torch.cuda.get_device_name``.
         dtype: bfloat16 or float32.
-        tf32: whether float32 products may be done in TF32.
+        tf32: whether float32 products may use TF32.
     """
     peak = next((rates for part, rates in GPU_PEAKS.items() if part in gpu_name), None)
     if peak is None or any(part in gpu_name for part in OTHER_DEVICES):
@@ -102,10 +102,10 @@ def vendor_peak(gpu_name: str, dtype: torch.dtype, tf32: bool) -> float | None:
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
-    """FLOP/s of the fastest of many square matrix products, in the threads that this process computes with."""
+    """Return the FLOP/s of the fastest of many square matrix products with the threads of this process."""
     size, best, end = 128, 0.0, time.perf_counter() + seconds
     while (started := time.perf_counter()) < end:
-        # no random numbers, which would change those of training
+        # random numbers here would change the random numbers of training
         matrix = torch.linspace(-1, 1, size * size, device=device).to(dtype).view(size, size)
         for _ in range(3):
             synchronize(device)
@@ -119,13 +119,13 @@ def measured_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.2
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has done what it was given."""
+    """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def peak_rate(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """FLOP/s that a device reaches at most in matrix products of a dtype, and where the number is from."""
+    """Return the peak FLOP/s of a device in matrix products of a dtype, and the source of the number."""
     if device.type == "cuda":
         tf32 = torch.get_float32_matmul_precision() != "highest"
         known = vendor_peak(torch.cuda.get_device_name(device), dtype, tf32)

