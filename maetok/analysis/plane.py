@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from maetok.analysis.figures import pixels
+
 
 def principal_components(features: np.ndarray, components: int = 50, seed: int = 0) -> np.ndarray:
     """Return the coordinates of flattened features (n, ...) along their first principal axes.
@@ -43,12 +45,10 @@ def draw_classes(panels: dict[str, np.ndarray], labels: np.ndarray, side: int = 
         (side, side * number of panels, 3) uint8.
     """
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     dpi = 100
     figure = Figure(figsize=(side * len(panels) / dpi, side / dpi), dpi=dpi, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     classes = np.unique(labels)
     colours = colormaps["tab10" if len(classes) <= 10 else "turbo"].resampled(max(10, len(classes)))
     for axes, (title, points) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
@@ -57,5 +57,4 @@ def draw_classes(panels: dict[str, np.ndarray], labels: np.ndarray, side: int = 
         axes.set(title=title, xticks=[], yticks=[])
     if len(classes) <= 20:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", markerscale=2)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return pixels(figure)

@@ -7,11 +7,10 @@ from maetok.metrics.metric import Batch, Metric, Rows
 
 
 def inception_score(logits: Tensor, split_size: int = 5000) -> float:
-    """Return exp(E_x KL(p(y|x) || p(y))), averaged over splits of consecutive samples.
+    """Return exp(E_x KL(p(y|x) || p(y))), averaged over splits of consecutive samples, by torch-fidelity.
 
-    torch-fidelity computes each split. It would divide any number of samples into equal splits; the evaluation suite of
-    ADM takes splits of 5,000 samples in stored order, ten of them in 50,000, and the last one may be smaller. Samples
-    sorted by class would score too low.
+    The evaluation suite of ADM takes splits of 5,000 samples in stored order, and the last one may be smaller, where
+    torch-fidelity alone would divide any number into equal splits. Samples sorted by class would score too low.
 
     Args:
         logits: (n, K) of Inception without bias, before the softmax.
