@@ -1,4 +1,4 @@
-"""The batch contracts that the datamodules of this suite keep."""
+"""The contents of a batch, as loaders yield it and as tasks and callbacks receive it."""
 
 from typing import Literal, TypedDict
 
@@ -13,29 +13,29 @@ Split = Literal["train", "validation"]
 class ImageBatch(TypedDict):
     """One batch of one process.
 
-    A loader yields ``images`` as uint8; :func:`to_model_input` turns them into floats on the device, and that is what
-    tasks and callbacks see.
+    A loader yields ``images`` as uint8. :func:`to_model_input` converts them to floats on the device, and tasks and
+    callbacks receive these.
     """
 
     images: Tensor
-    """(B, 3, H, W): uint8 with channels last in memory from the loader, float32 in [-1, 1] in tasks and callbacks."""
+    """(B, 3, H, W): uint8 with channels last in memory from a loader, float32 in [-1, 1] in tasks and callbacks."""
     labels: Tensor
-    """(B,) int64 class indices; 0 where not valid."""
+    """(B,) int64 class indices; 0 where ``valid`` is False."""
     indices: Tensor
-    """(B,) int64 index of each sample in its split; -1 where not valid."""
+    """(B,) int64 index of each sample in its split; -1 where ``valid`` is False."""
     valid: Tensor
-    """(B,) bool; False marks padding and broken samples, which only evaluation batches have."""
+    """(B,) bool; False marks padding and broken samples. Only evaluation batches contain them."""
     position: Tensor
     """() int64: see :class:`datamodules.order.BatchReference`."""
     faults: list[Fault]
-    """Broken samples that this batch should have held: training batches hold others instead."""
+    """Broken samples of this batch; a training batch contains other samples instead."""
 
 
 class LatentBatch(TypedDict):
-    """One batch of cached latents of one process; the other entries are as in :class:`ImageBatch`."""
+    """One batch of cached latents of one process. The other entries are those of :class:`ImageBatch`."""
 
     latents: Tensor
-    """(B, L, C) raw latents: as stored from the loader, float32 in tasks and callbacks."""
+    """(B, L, C) raw latents: in the stored dtype from a loader, float32 in tasks and callbacks."""
     labels: Tensor
     indices: Tensor
     valid: Tensor
@@ -43,6 +43,6 @@ class LatentBatch(TypedDict):
 
 
 def to_model_input(batch: ImageBatch) -> ImageBatch:
-    """Turn uint8 images into float32 in [-1, 1], on whatever device they are."""
+    """Convert uint8 images to float32 in [-1, 1], on their device."""
     images = batch["images"].to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)
     return {**batch, "images": images}

@@ -1,4 +1,4 @@
-"""Broken samples: counted over all processes, written down, and too many of them end the run everywhere at once."""
+"""Broken samples: counted over all processes, recorded, and if too many, the run stops on all processes at once."""
 
 import json
 from collections import Counter
@@ -17,7 +17,7 @@ class TooManyFaultsError(ShardError):
 
 
 def check_fault_rate(faults: Sequence[Fault], samples: int, max_fault_rate: float, where: str) -> None:
-    """Raise TooManyFaultsError if more than the allowed share of ``samples`` is broken; lists the first of them."""
+    """Raise TooManyFaultsError, with the first faults, if more than the allowed share of ``samples`` is broken."""
     if len(faults) > max_fault_rate * samples:
         counts = Counter(fault.reason for fault in faults)
         first = "".join(f"\n  {fault.shard} {fault.key!r}: {fault.reason}: {fault.detail}" for fault in faults[:10])
@@ -29,15 +29,15 @@ def check_fault_rate(faults: Sequence[Fault], samples: int, max_fault_rate: floa
 
 
 def describe_counts(counts: dict[str, int]) -> str:
-    """``corrupt_image 3, missing_label 1``."""
+    """Return a list like ``corrupt_image 3, missing_label 1``."""
     return ", ".join(f"{reason} {count}" for reason, count in counts.items() if count)
 
 
 class FaultMonitor:
-    """Counts samples and faults that this process meets; ``check`` adds up and reports those of all processes.
+    """Counts the samples and faults of this process; ``check`` sums and reports those of all processes.
 
     Args:
-        max_fault_rate: largest allowed share of broken samples, of those read or of the data set if that is larger.
+        max_fault_rate: largest allowed share of broken samples, among those read or in the data set if it is larger.
     """
 
     def __init__(self, max_fault_rate: float) -> None:
@@ -49,18 +49,18 @@ class FaultMonitor:
         self.totals = dict.fromkeys(REASONS, 0)
 
     def add(self, samples: int, faults: Sequence[Fault]) -> None:
-        """Note what one batch of this process brought."""
+        """Count the samples and faults of one batch of this process."""
         self.samples += samples
         self.found += faults
 
     def check(self, trainer: Any, data_set_samples: int) -> None:
-        """Add up over all processes, log, write down, and stop if there are too many. All processes must call this.
+        """Sum over all processes, log, record, and stop if there are too many faults. All processes must call this.
 
-        Scalars ``data/faults`` and ``data/faults_<reason>`` go to the logger; every broken sample that is new to its
-        process becomes a line of ``data_faults.jsonl`` in the run directory.
+        The logger receives the scalars ``data/faults`` and ``data/faults_<reason>``. Every broken sample that is new to
+        its process becomes a line of ``data_faults.jsonl`` in the run directory.
 
         Raises:
-            TooManyFaultsError: on all processes together, for one that stops alone leaves the others waiting.
+            TooManyFaultsError: on all processes together, because a process that stops alone leaves the others waiting.
         """
         counts = Counter(fault.reason for fault in self.found)
         numbers = torch.tensor([self.samples, *(counts[reason] for reason in REASONS)])
@@ -87,7 +87,7 @@ class FaultMonitor:
                     file.write(json.dumps({"step": trainer.global_step, **fault._asdict()}) + "\n")
 
     def log(self, trainer: Any) -> None:
-        """Send the totals to the logger, in training for the step that uses the batch at hand."""
+        """Log the totals; in training, for the step that uses the current batch."""
         if trainer.logger is not None and (trainer.training or sum(self.totals.values())):
             scalars = {f"data/faults_{reason}": float(count) for reason, count in self.totals.items() if count}
             scalars["data/faults"] = float(sum(self.totals.values()))
@@ -99,13 +99,13 @@ class FaultMonitor:
         if count > self.max_fault_rate * samples:
             raise TooManyFaultsError(
                 f"{count} broken samples ({describe_counts(self.totals)}) in {self.total_samples} that were read: more "
-                f"than data.init_args.max_fault_rate={self.max_fault_rate} of {samples}. They are listed in "
+                f"than data.init_args.max_fault_rate={self.max_fault_rate} of {samples}. See the list in "
                 f"{trainer.default_root_dir}/data_faults.jsonl: repair or remove them, or raise max_fault_rate"
             )
 
 
 def gathered(faults: list[Fault]) -> list[Fault]:
-    """The faults of all processes, each once."""
+    """Return the faults of all processes, each once."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return faults
     parts: list[list[Fault]] = [[] for _ in range(torch.distributed.get_world_size())]

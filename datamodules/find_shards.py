@@ -1,4 +1,4 @@
-"""Which shards a pattern means, local or remote, and what each of them holds."""
+"""Find the shards of a pattern, local or remote, and the samples in each."""
 
 import glob
 import os
@@ -13,7 +13,7 @@ from datamodules.staging import Staging
 
 
 def find_records(pattern: str, config_key: str, staging: Staging | None) -> tuple[list[ShardRecord], list[str] | None]:
-    """Records of all shards that a pattern means, and the class names if an index has them.
+    """Return the records of all shards of a pattern, and the class names if an index has them.
 
     Args:
         pattern: local path or URL with wildcards ``*?[]`` or braces ``{000000..000009}``.
@@ -21,7 +21,7 @@ def find_records(pattern: str, config_key: str, staging: Staging | None) -> tupl
         staging: where remote shards are kept.
 
     Raises:
-        ShardError: if a shard is missing, damaged, not that of the ``index.json`` beside it, or cannot be reached.
+        ShardError: if a shard is missing, damaged, differs from the ``index.json`` beside it, or cannot be reached.
     """
     remote.check_location(pattern, config_key)
     if remote.is_remote(pattern):
@@ -30,7 +30,7 @@ def find_records(pattern: str, config_key: str, staging: Staging | None) -> tupl
 
 
 def local_records(pattern: str, config_key: str) -> tuple[list[ShardRecord], list[str] | None]:
-    """As :func:`find_records`, for local shards."""
+    """Do the same for local shards."""
     from braceexpand import braceexpand
 
     patterns = list(braceexpand(pattern))
@@ -66,7 +66,7 @@ def local_records(pattern: str, config_key: str) -> tuple[list[ShardRecord], lis
 def remote_records(
     pattern: str, config_key: str, staging: Staging | None
 ) -> tuple[list[ShardRecord], list[str] | None]:
-    """As :func:`find_records`, for remote shards; without an ``index.json`` beside them all are staged and walked."""
+    """Do the same for remote shards. Without an ``index.json`` beside them, stage and walk all of them."""
     if staging is None:
         raise ShardError(
             f"{config_key}={pattern!r} is remote: set data.init_args.staging.directory to a folder on node-local disk"
@@ -93,6 +93,6 @@ def remote_records(
 
 
 def walked_record(path: str, staging: Staging | None = None, size: int = 0) -> ShardRecord:
-    """Walk a shard; a remote one is staged for that."""
+    """Walk a shard; stage it first if it is remote."""
     with staging.open(path, size) if staging else open_or_explain(path) as file:
         return ShardRecord.walk(file, path)

@@ -1,4 +1,4 @@
-"""``index.json``: what a folder of shards holds, so that nobody has to walk them again.
+"""``index.json``: the samples of a folder of shards, so that a run need not walk the shards.
 
 ::
 
@@ -32,7 +32,7 @@ COLUMNS = ("offsets", "sizes", "labels")
 
 @dataclass
 class IndexFile:
-    """The contents of ``index.json``; records are keyed by file name, and their ``path`` is that name."""
+    """The contents of ``index.json``. Records are keyed by file name, and their ``path`` is that name."""
 
     class_names: list[str] | None = None
     packings: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class IndexFile:
         """Read the contents of the file ``source``.
 
         Raises:
-            ShardError: if this is no index, or one of a newer version of the suite.
+            ShardError: if this is not an index, or the index has another version.
         """
         try:
             contents = json.loads(text, object_hook=columns_to_arrays)  # shard by shard, which keeps memory low
@@ -56,18 +56,18 @@ class IndexFile:
             return cls(contents["class_names"], contents["packings"], records)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ShardError(
-                f"{source} is no index of shards ({type(error).__name__}: {error}): pack again, or remove it to have "
-                "the shards walked"
+                f"{source} is not an index of shards ({type(error).__name__}: {error}): pack again, or remove it to "
+                "have the shards walked"
             ) from error
 
     @classmethod
     def read(cls, folder: str | Path) -> "IndexFile | None":
-        """The index of a folder, or None if it has none."""
+        """Return the index of a folder, or None if it has none."""
         path = Path(folder) / NAME
         return cls.parse(path.read_bytes(), str(path)) if path.is_file() else None
 
     def write(self, folder: Path) -> None:
-        """Write ``index.json``, one line per shard, under a temporary name first; equal contents give equal bytes."""
+        """Write ``index.json`` atomically, one line per shard. Equal contents give equal bytes."""
         records = [self.records[name] for name in sorted(self.records)]
         totals = {
             "shards": len(records),
@@ -85,7 +85,7 @@ class IndexFile:
 
 
 def entry_of(record: ShardRecord) -> dict[str, Any]:
-    """The JSON object of one shard."""
+    """Return the JSON object of one shard."""
     return {
         "file": Path(record.path).name,
         "samples": len(record),
@@ -96,7 +96,7 @@ def entry_of(record: ShardRecord) -> dict[str, Any]:
 
 
 def record_of(entry: dict[str, Any]) -> ShardRecord:
-    """The opposite of :func:`entry_of`; raises ValueError for columns that do not fit together."""
+    """Invert :func:`entry_of`; raise ValueError if the columns differ in length."""
     columns = [entry[name] for name in COLUMNS]
     if {column.shape for column in columns} != {(entry["samples"],)}:
         raise ValueError(f"{entry['file']}: offsets, sizes and labels must have {entry['samples']} entries each")
@@ -104,13 +104,13 @@ def record_of(entry: dict[str, Any]) -> ShardRecord:
 
 
 def columns_to_arrays(contents: dict[str, Any]) -> dict[str, Any]:
-    """Turn the columns of a shard into arrays of int64."""
+    """Convert the columns of a shard to int64 arrays."""
     return {key: np.array(value, np.int64) if key in COLUMNS else value for key, value in contents.items()}
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a folder for the duration of a block; waits while another process or its children hold it."""
+    """Hold the lock of a folder; wait while another process or one of its children holds it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

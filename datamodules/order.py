@@ -1,8 +1,8 @@
-"""Which sample comes when: one endless training order whose whole state is one integer, and exact evaluation orders.
+"""The order of samples: an endless training order whose whole state is one integer, and exact evaluation orders.
 
 Training reads S = order(epoch 0) ++ order(epoch 1) ++ ... At position p one global batch is S[p : p + G], and process r
-of W takes every W-th sample of it. So every sample comes exactly once per epoch, a batch may cross the border of two
-epochs, and a run continues at its position with any number of processes and workers. docs/data.md measures the shuffle.
+of W takes every W-th sample of it. Every sample occurs exactly once per epoch, a batch may span two epochs, and a run
+resumes at its position with any number of processes and workers. docs/data.md measures the shuffle.
 """
 
 import math
@@ -22,19 +22,19 @@ class BatchReference(NamedTuple):
     epochs: np.ndarray
     """(B,) int64 epoch of each sample."""
     position: int
-    """Training position after the batch, counted over all processes; in shardwise reading the first sample that comes
-    after the batch; else 0."""
+    """In training the position after the batch, counted over all processes; in shardwise reading the first sample after
+    the batch; otherwise 0."""
 
 
 @dataclass(frozen=True)
 class EpochShuffle:
-    """The order of the samples in each epoch, the same on every process.
+    """The order of the samples in each epoch, equal on every process.
 
     Args:
         shard_sizes: samples of each shard; samples are numbered shard after shard.
         seed: seed of the order.
         window: None shuffles all samples together. A number W permutes the shards, then shuffles the samples of W
-            shards together, then those of the next W: for storage that cannot hold or quickly reach all shards.
+            shards together, then those of the next W, for storage that is too small or too slow for all shards.
     """
 
     shard_sizes: Sequence[int]
@@ -45,7 +45,7 @@ class EpochShuffle:
         return int(sum(self.shard_sizes))
 
     def __call__(self, epoch: int) -> np.ndarray:
-        """(n,) int64 permutation of the samples for one epoch."""
+        """Return the (n,) int64 permutation of the samples for one epoch."""
         rng = np.random.Generator(np.random.PCG64([self.seed, epoch]))
         if self.window is None:
             return rng.permutation(len(self))
@@ -59,16 +59,16 @@ class EpochShuffle:
 
 
 class TrainingOrder(Sampler[BatchReference]):
-    """Endless batch sampler over the order above.
+    """Endless batch sampler over :class:`EpochShuffle`.
 
     Args:
         shuffle: order of the samples in an epoch.
         batch_size: samples per batch over all processes.
         rank: this process.
         world_size: number of processes; must divide ``batch_size``.
-        start: called at every ``iter()`` for the position to begin at.
-        drop_tail: leave out the samples that do not fill a last batch of an epoch (others in every epoch), so that no
-            batch holds samples of two epochs.
+        start: called at every ``iter()``; returns the position to begin at.
+        drop_tail: leave out the samples that do not fill the last batch of an epoch (different ones in every epoch), so
+            that no batch spans two epochs.
 
     Raises:
         ValueError: if ``batch_size`` is not divisible by ``world_size``, or an epoch has no samples.
@@ -89,7 +89,7 @@ class TrainingOrder(Sampler[BatchReference]):
         self.epoch_samples = samples_per_epoch(len(shuffle), batch_size, drop_tail)
 
     def __iter__(self) -> Iterator[BatchReference]:
-        """Yield this process's part of one global batch after another, from ``start()`` on, for ever."""
+        """Yield this process's part of one global batch after another, endlessly, beginning at ``start()``."""
         position = self.start()
         epoch, order = -1, np.empty(0, dtype=np.int64)
         while True:
@@ -106,7 +106,7 @@ class TrainingOrder(Sampler[BatchReference]):
 
 
 def samples_per_epoch(count: int, batch_size: int, drop_tail: bool) -> int:
-    """Samples of an epoch, which is all of them unless the tail is dropped.
+    """Return the number of samples in an epoch: all of them unless the tail is dropped.
 
     Raises:
         ValueError: if there are none.
@@ -123,14 +123,14 @@ def samples_per_epoch(count: int, batch_size: int, drop_tail: bool) -> int:
 class EvaluationOrder(Sampler[BatchReference]):
     """Finite batch sampler in stored order: every sample once, the same number of batches on every process.
 
-    What is missing in the last batches is filled with padding (index -1), so no process waits for another.
+    Padding (index -1) fills the last batches, so no process waits for another.
 
     Args:
         count: samples in the split.
         batch_size: samples per batch over all processes.
         rank: this process.
         world_size: number of processes; must divide ``batch_size``.
-        stride: read every n-th sample only.
+        stride: read only every n-th sample.
 
     Raises:
         ValueError: if ``batch_size`` is not divisible by ``world_size``.
@@ -152,13 +152,13 @@ class EvaluationOrder(Sampler[BatchReference]):
 
 
 class ShardwiseOrder(Sampler[BatchReference]):
-    """Finite batch sampler whose batches never hold samples of two shards; processes share out whole shards.
+    """Finite batch sampler in which no batch spans two shards. Each process takes whole shards.
 
-    A process may have more batches than another, so nothing that runs per batch may wait for the others.
+    A process may have more batches than another, so nothing that runs per batch may wait for other processes.
 
     Args:
         ranges: (first, end) sample of each shard to read.
-        batch_size: samples per batch over all processes; each process takes its share of it per batch.
+        batch_size: samples per batch over all processes; each process takes its share.
         rank: this process.
         world_size: number of processes; must divide ``batch_size``.
 
@@ -174,7 +174,7 @@ class ShardwiseOrder(Sampler[BatchReference]):
         return sum(math.ceil((end - first) / self.own_batch_size) for first, end in self.ranges)
 
     def __iter__(self) -> Iterator[BatchReference]:
-        """Yield the batches of one shard after another, the last of each padded."""
+        """Yield the batches of one shard after another; the last batch of each shard is padded."""
         for first, end in self.ranges:
             for start in range(first, end, self.own_batch_size):
                 indices = np.arange(start, start + self.own_batch_size)
@@ -183,14 +183,14 @@ class ShardwiseOrder(Sampler[BatchReference]):
 
 
 def evaluation_batch(indices: np.ndarray, position: int = 0) -> BatchReference:
-    """A batch outside training, which has no epoch."""
+    """Return a batch outside training, where there are no epochs."""
     return BatchReference(indices, np.zeros_like(indices), position)
 
 
 def check_divisible(key: str, batch_size: int, world_size: int) -> None:
-    """Raise ValueError, naming the config key, unless a global batch divides evenly among the processes."""
+    """Raise ValueError with the config key unless a global batch divides evenly among the processes."""
     if batch_size < 1 or batch_size % world_size:
         raise ValueError(
             f"data.init_args.{key}={batch_size} counts samples over all processes and must be a positive multiple of "
-            f"their number, {world_size}"
+            f"the number of processes, {world_size}"
         )

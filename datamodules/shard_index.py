@@ -1,4 +1,4 @@
-"""All samples of a split as arrays: built from ``index.json`` or by walking the shards, checked before any training."""
+"""All samples of a split as arrays, from ``index.json`` or by walking the shards; checked before any training."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ from datamodules.staging import Staging
 
 @dataclass
 class ShardIndex:
-    """Where each sample of a split lies: arrays over samples, numbered shard after shard."""
+    """The location of every sample of a split: arrays over samples, numbered shard after shard."""
 
     paths: list[str]
     """Local paths or URLs of the shards."""
@@ -55,12 +55,12 @@ class ShardIndex:
             pattern: local glob pattern, or URL with braces or wildcards.
             config_key: named in error messages.
             num_classes: labels must lie in 0 ... num_classes - 1.
-            max_fault_rate: largest share of broken samples that is left out instead of being an error.
+            max_fault_rate: share of broken samples above which loading fails; fewer are left out.
             staging: where remote shards are kept.
 
         Raises:
-            ShardError: for a missing or damaged shard, one that does not match its index, two shards of equal content,
-                or too many broken samples.
+            ShardError: if a shard is missing, damaged or differs from its index, two shards have the same content, or
+                too many samples are broken.
         """
         records, class_names = find_records(pattern, config_key, staging)
         index = cls.build(records, num_classes)
@@ -70,7 +70,7 @@ class ShardIndex:
 
     @classmethod
     def build(cls, records: list[ShardRecord], num_classes: int) -> "ShardIndex":
-        """Put shards together; labels out of range and keys that occur again become faults."""
+        """Concatenate shards. Samples with a label out of range or a repeated key become faults."""
         refuse_equal_shards(records)
         faults = [fault for record in records for fault in record.faults]
         keep = [(record.labels >= 0) & (record.labels < num_classes) for record in records]
@@ -97,17 +97,17 @@ class ShardIndex:
         )
 
     def fingerprint(self) -> str:
-        """Short hash of all offsets, sizes and labels: equal for equal data, wherever it lies."""
+        """Return a short hash of all offsets, sizes and labels: equal for equal data in any folder."""
         digest = hashlib.sha256()
         for column in (self.shard, self.offset, self.size, self.label):
             digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()[:16]
 
     def read(self, index: int) -> bytes:
-        """The encoded image of one sample.
+        """Return the encoded image of one sample.
 
         Raises:
-            ShardError: if its shard is gone or has become shorter.
+            ShardError: if its shard is missing or has become shorter.
         """
         number = self.shard[index]
         path, size = self.paths[number], int(self.size[index])
@@ -119,7 +119,7 @@ class ShardIndex:
         return data
 
     def open_shard(self, number: int) -> BinaryIO:
-        """A shard, opened; a remote one is copied to this machine first."""
+        """Open a shard; copy it to this machine first if it is remote."""
         path = self.paths[number]
         if not remote.is_remote(path):
             return open_or_explain(path)
@@ -128,7 +128,7 @@ class ShardIndex:
         return self.staging.open(path, self.shard_bytes[number])
 
     def keys(self, indices: np.ndarray) -> list[str]:
-        """Keys of samples, which all lie in one shard; walks it."""
+        """Return the keys of samples of one shard, by walking the shard."""
         if len(indices) == 0:
             return []
         with self.open_shard(self.shard[indices[0]]) as file:
@@ -138,13 +138,13 @@ class ShardIndex:
         """Describe a broken sample."""
         try:
             key = self.keys(np.array([index]))[0]
-        except (ShardError, OSError, KeyError):  # the shard itself is what is broken
+        except (ShardError, OSError, KeyError):  # the shard itself is broken
             key = f"byte {self.offset[index]}"
         return Fault(Path(self.paths[self.shard[index]]).name, key, reason, str(detail)[:200])
 
 
 def key_names(record: ShardRecord, places: np.ndarray) -> list[str]:
-    """Keys of some samples of a shard; where the shard is remote, the bytes at which they begin."""
+    """Return the keys of some samples of a shard; for a remote shard, the bytes at which they begin."""
     if len(places) == 0:
         return []
     if remote.is_remote(record.path):
@@ -154,9 +154,9 @@ def key_names(record: ShardRecord, places: np.ndarray) -> list[str]:
 
 
 def drop_repeated_keys(records: Iterable[ShardRecord], keep: list[np.ndarray]) -> list[Fault]:
-    """Unmark in ``keep`` the samples whose key occurred before in another shard that was walked."""
+    """Unmark in ``keep`` the samples whose key occurs in an earlier walked shard; return them as faults."""
     faults: list[Fault] = []
-    # packing made the keys of one index.json unique
+    # Packing makes the keys of one index.json unique.
     walked = [(record, usable) for record, usable in zip(records, keep, strict=True) if record.key_hashes is not None]
     if not walked:
         return faults
@@ -174,7 +174,7 @@ def drop_repeated_keys(records: Iterable[ShardRecord], keep: list[np.ndarray]) -
 
 
 def refuse_equal_shards(records: Iterable[ShardRecord]) -> None:
-    """Raise ShardError if a shard is there twice under two names."""
+    """Raise ShardError if two shards have the same content."""
     seen: dict[str, str] = {}
     for record in records:
         if record.sha256 and len(record) and seen.setdefault(record.sha256, record.path) != record.path:

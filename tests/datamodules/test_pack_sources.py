@@ -31,7 +31,7 @@ class TestFolders:
         run_pack(image_folder, tmp_path / "out", "--max-fault-rate=0.2")
         output = capsys.readouterr()
         assert "1 files in" in output.out
-        assert "no images by their extension, the first: dog/notes.txt" in output.out
+        assert "not images by their extension, the first: dog/notes.txt" in output.out
         assert "pack train: 100%" in output.err
         assert "10/10" in output.err
         index = image_shards(tmp_path / "out", stage=None).index("train")
@@ -79,5 +79,5 @@ class TestTarFiles:
 
     def test_remote_tar_files_have_to_be_copied_first(self, tmp_path: Path) -> None:
         for source in ("s3://bucket/train-*.tar", "pipe:cat x.tar"):
-            with pytest.raises(ShardError, match="is no local path: copy the tar files to this machine first"):
+            with pytest.raises(ShardError, match="is not a local path: copy the tar files to this machine first"):
                 run_pack(source, tmp_path / "out")

@@ -202,7 +202,7 @@ class TestIndexFile:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda contents: contents.pop("shards"), "is no index of shards"),
+            (lambda contents: contents.pop("shards"), "is not an index of shards"),
             (lambda contents: contents["shards"][0]["labels"].pop(), "must have 4 entries each"),
             (lambda contents: contents.update(schema_version=99), "has schema version 99, this suite reads 1"),
         ],
@@ -215,7 +215,7 @@ class TestIndexFile:
         with pytest.raises(ShardError, match=message):
             load(packed)
         path.write_text("{")
-        with pytest.raises(ShardError, match=r"index\.json is no index of shards \(JSONDecodeError"):
+        with pytest.raises(ShardError, match=r"index\.json is not an index of shards \(JSONDecodeError"):
             load(packed)
 
     def test_a_pattern_may_mean_a_part_and_the_folders_may_be_several(self, packed: Path, tmp_path: Path) -> None:
