@@ -140,7 +140,9 @@ def test_shardwise_batches_never_mix_shards(world_size: int) -> None:
 
 
 def test_batch_size_must_divide() -> None:
-    with pytest.raises(ValueError, match=r"data\.init_args\.batch_size=7 .* positive multiple of the number of processes, 2"):
+    with pytest.raises(
+        ValueError, match=r"data\.init_args\.batch_size=7 .* positive multiple of the number of processes, 2"
+    ):
         TrainingOrder(TEN, 7, 0, 2, lambda: 0)
     with pytest.raises(ValueError, match="an epoch of 0 samples has no batch"):
         TrainingOrder(EpochShuffle([], seed=0), 2, 0, 1, lambda: 0)
