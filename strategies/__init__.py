@@ -1,4 +1,4 @@
-"""How networks are spread over processes; importing this registers the strategies ``fsdp2`` and ``hsdp``."""
+"""Strategies that shard networks over processes; importing this registers ``fsdp2`` and ``hsdp``."""
 
 from lightning.pytorch.strategies import StrategyRegistry
 

@@ -1,4 +1,4 @@
-"""Fully sharded training (FSDP2) that needs to be told no number of processes."""
+"""Fully sharded training (FSDP2) that finds the number of processes itself."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -17,20 +17,20 @@ from maetok.checkpoints.restoring import restore
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """Shards the networks that a task trains over all processes, or over those of each group of replicas (HSDP).
+    """Shards the networks that a task trains over all processes, or within each replica (HSDP).
 
-    The task does the sharding, in ``configure_model``; what it does not shard is whole on every process.
+    The task shards them in ``configure_model``. Every process holds everything else whole.
 
     Args:
-        replicate: number of replicas of the sharded networks: 1 divides them among all processes; ``nodes`` among the
-            processes of a node, so that only averaged gradients travel between nodes; the number of processes makes
-            every one hold everything, as DDP does.
+        replicate: number of replicas of the sharded networks. 1 shards them over all processes. ``nodes`` shards them
+            within each node, so that only averaged gradients travel between nodes. With as many replicas as processes
+            every process holds everything, as under DDP.
         timeout_minutes: how long a process waits for the others before the run ends with an error.
-        sharded_checkpoint: write checkpoints as folders with a file of each process; otherwise the first process
+        sharded_checkpoint: write a checkpoint as a folder with one file per process; otherwise the first process
             gathers everything and writes one file.
-        meta_device: with ``main.py fit``, only the first process builds what is trained with values, and the others on
-            the meta device, so that these never hold the whole of it; see :mod:`strategies.meta_device`.
-        process_group_backend: that of torch.distributed; nccl on CUDA and gloo on CPU if not given.
+        meta_device: with ``main.py fit``, only the first process builds the trained networks with values. The others
+            build them on the meta device, so they never hold a whole network; see :mod:`strategies.meta_device`.
+        process_group_backend: backend of torch.distributed; nccl on CUDA and gloo on CPU if not given.
 
     Raises:
         ValueError: if ``replicate`` or ``timeout_minutes`` is not positive.
@@ -55,7 +55,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.checkpoint_io = CheckpointFiles()  # type: ignore[assignment] # has the methods of a CheckpointIO
 
     def setup_environment(self) -> None:
-        """Begin communication, and lay out processes as (replicas, shards).
+        """Start communication, and arrange processes as (replicas, shards).
 
         Raises:
             ValueError: if ``replicate`` does not divide the number of processes.
@@ -76,12 +76,12 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """Every process reads data of its own."""
+        """Return that every process reads its own data."""
         return {"num_replicas": self.world_size, "rank": self.global_rank}
 
     @contextmanager
     def block_backward_sync(self) -> Generator[None, None, None]:
-        """Let backward passes add gradients up on each process, without averaging them."""
+        """Let backward passes accumulate gradients on each process without averaging them."""
         assert self.lightning_module is not None
         units = [module for module in self.lightning_module.modules() if isinstance(module, FSDPModule)]
         for unit in units:
@@ -93,20 +93,20 @@ class FSDP2Strategy(ModelParallelStrategy):
                 unit.set_requires_gradient_sync(True, recurse=False)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """All weights, those that are sharded as shares."""
+        """Return all weights, sharded weights as shards."""
         assert self.lightning_module is not None
         return self.lightning_module.state_dict()
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """State of an optimizer by numbers of parameters, tensors that are sharded as shares.
+        """Return the state of an optimizer by parameter index, sharded tensors as shards.
 
-        Lightning's own would make a step of an optimizer that has made none yet, such as that of a discriminator that
-        does not play yet.
+        Lightning's version would step an optimizer that has not stepped yet, such as the optimizer of a discriminator
+        before its first active step.
         """
         return getattr(optimizer, "_optimizer", optimizer).state_dict()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint, of which every process holds its shares."""
+        """Write a checkpoint; every process holds its shards."""
         path = Path(self.broadcast(filepath))
         if self.sharded_checkpoint:
             self.checkpoint_io.save_checkpoint(checkpoint, path, storage_options)
@@ -117,13 +117,13 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.barrier()
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint of any strategy and number of processes into task and optimizers; returns the rest."""
+        """Read a checkpoint of any strategy and number of processes into task and optimizers; return the rest."""
         assert self.lightning_module is not None
         return restore(Path(self.broadcast(checkpoint_path)), self.lightning_module, self.optimizers)
 
 
 def gathered(value: Any) -> Any:
-    """A checkpoint with whole tensors on the CPU instead of shares; all processes must call this together."""
+    """Return a checkpoint with whole tensors on the CPU instead of shards. All processes call this together."""
     if isinstance(value, DTensor):
         return value.full_tensor().cpu()
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What ``fit`` trains, built without memory on all processes but the first, which sends them shares."""
+"""Builds the network that ``fit`` trains without memory on all processes but the first, which sends the shards."""
 
 from typing import get_type_hints
 
@@ -9,7 +9,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEn
 
 
 def is_first_process() -> bool:
-    """Whether this process is the first of all, by what its launcher has told it; True if there is none yet."""
+    """Return whether this is the first process, from the launcher's variables; True without a launcher."""
     for launched in (TorchElasticEnvironment, SLURMEnvironment):
         if launched.detect():
             return launched().global_rank() == 0
@@ -18,15 +18,15 @@ def is_first_process() -> bool:
 
 
 def build_trained_network(cli: LightningCLI) -> None:
-    """In the config, put the network that is trained, on the meta device, in the place of its description.
+    """Replace the description of the trained network in the config by the network, built on the meta device.
 
-    This happens in ``fit`` if ``trainer.strategy.init_args.meta_device`` is true, and not on the first process. The
-    task then makes moving averages without memory too, and sharding fills all with the values of the first process.
+    This happens in ``fit`` if ``trainer.strategy.init_args.meta_device`` is true, except on the first process. The task
+    then builds moving averages without memory too, and sharding fills all of them with the first process's values.
 
     Raises:
-        ValueError: on every process, if it is not known what the task trains.
+        ValueError: on every process, if the task is unknown, and so the network that it trains.
     """
-    from maetok.hub.export import TRAINED, imported  # knows all networks; --help should not wait for them
+    from maetok.hub.export import TRAINED, imported  # imports all networks; --help should not wait for that
 
     config = cli.config[cli.subcommand]
     strategy = config.trainer.strategy
@@ -42,7 +42,7 @@ def build_trained_network(cli: LightningCLI) -> None:
         )
     if is_first_process():
         return
-    cli._dump_config()  # the hyper-parameters of the task, which hold the description
+    cli._dump_config()  # keep the description in the task's hyper-parameters
     parser = ArgumentParser()
     parser.add_argument(f"--{name}", type=get_type_hints(imported(task).__init__)[name])
     with torch.device("meta"):
