@@ -149,7 +149,7 @@ def test_statistics_of_a_cache_are_saved_and_restored(cache: Path, tmp_path: Pat
     fitted.fit(model, datamodule=latent_shards(cache))
     fitted.save_checkpoint(tmp_path / "one.ckpt")
     data = latent_shards(cache, batch_size=20)
-    stored = np.concatenate([data.index("train").latents(shard) for shard in range(3)]).view(np.float32)
+    stored = np.concatenate([data.index("train").mapped(shard) for shard in range(3)]).view(np.float32)
     values = stored.reshape(-1, 4).astype(np.float64)
     np.testing.assert_allclose(model.normalizer.mean, values.mean(0), rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(model.normalizer.std, values.std(0), rtol=1e-6)
