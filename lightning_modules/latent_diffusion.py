@@ -254,7 +254,7 @@ class LatentDiffusion(Task):
 
     def frozen_tokenizer(self) -> Tokenizer:
         """The tokenizer, on the device of this task."""
-        return self.tokenizer.network.to(self.device)  # type: ignore[return-value]
+        return self.tokenizer.on(self.device)  # type: ignore[return-value]
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

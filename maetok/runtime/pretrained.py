@@ -18,11 +18,14 @@ class UnregisteredModule:
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Run the network on the device of its first input; the first call moves it there."""
-        device = inputs[0].device
+        return self.on(inputs[0].device)(*inputs)
+
+    def on(self, device: torch.device) -> nn.Module:
+        """Return the network, after moving it to the device if it is elsewhere."""
         tensor = next(self.network.parameters(), None)
         if tensor is not None and tensor.device != device:
             self.network.to(device)
-        return self.network(*inputs)
+        return self.network
 
 
 def frozen_networks(module: nn.Module) -> list[nn.Module]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lightning_modules import LatentEncoding
-from tests.lightning_modules.test_latent_diffusion import tokenizer
+from tests.support.diffusion import tokenizer
 from tests.support.latents import write_cache
 from tests.support.shards import write_shards
 

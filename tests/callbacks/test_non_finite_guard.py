@@ -15,13 +15,13 @@ from callbacks.resilience.checkpointing import complete_checkpoints, resolve_che
 from callbacks.resilience.non_finite_guard import LossHistory, NonFiniteError
 from lightning_modules import CosineWithWarmup
 from lightning_modules.base import Optimization
-from tests.lightning_modules.test_latent_diffusion import (
+from tests.lightning_modules.test_tokenizer_training import fit, task
+from tests.support.diffusion import (
     diffusion,
     latent_shards,
     optimization,
     trainer,
 )
-from tests.lightning_modules.test_tokenizer_training import fit, task
 from tests.support.helpers import Poison, RecordScalars, StopAt, run_subprocess, scalars
 
 

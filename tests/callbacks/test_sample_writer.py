@@ -18,7 +18,7 @@ from maetok import SiT
 from maetok.flow import CosineInterpolant, EulerMaruyama, FlowObjective
 from maetok.hub import write_statistics
 from tests.conftest import DATA
-from tests.lightning_modules.test_latent_diffusion import CLASSES, diffusion, trainer
+from tests.support.diffusion import CLASSES, diffusion, trainer
 from tests.support.helpers import run_subprocess
 
 pytestmark = pytest.mark.filterwarnings("ignore:sampling from a denoiser that was not trained")

@@ -4,8 +4,8 @@ import torch
 
 from lightning_modules import LatentEncoding
 from tests.lightning_modules.test_decoder_finetuning import finetuning, tokenizer
-from tests.lightning_modules.test_latent_diffusion import diffusion
 from tests.lightning_modules.test_tokenizer_training import task
+from tests.support.diffusion import diffusion
 
 
 def test_decoded_latents_are_reconstructions() -> None:

@@ -8,100 +8,38 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from torch import Tensor
 
 from callbacks import ResumableCheckpoint
 from callbacks.resilience.checkpointing import resolve_checkpoint
-from datamodules import Digits, LatentShards, Loading
+from datamodules import Digits, Loading
 from datamodules.shards import ShardError
-from lightning_modules import ConstantWithWarmup, DenoiserFrom, LatentDiffusion, LatentEncoding, Sampling
-from lightning_modules.base import Optimization
-from maetok import SiT, Tokenizer
+from lightning_modules import DenoiserFrom, LatentDiffusion, Sampling
+from maetok import SiT
 from maetok.checkpoints.runs import InitFrom
 from maetok.flow import Euler, EulerMaruyama, FlowObjective, LogitNormalTime, index_noise
 from maetok.hub import write_statistics
-from maetok.networks import Denoiser, PlainBottleneck, TransformerSize
+from maetok.networks import Denoiser, TransformerSize
 from maetok.networks.layers.network import Recomputed
 from maetok.training.ema import EMA
+from tests.support.diffusion import (
+    CLASSES,
+    Recorder,
+    denoiser,
+    diffusion,
+    diffusion_cache,
+    latent_shards,
+    optimization,
+    tokenizer,
+    trainer,
+)
 from tests.support.helpers import RecordScalars, StopAt, run_subprocess, scalars
-from tests.support.latents import write_cache
-from tests.support.shards import write_shards
-
-SIZE = TransformerSize(16, 1, 2)
-CLASSES = 10
-
-
-def tokenizer(seed: int = 1) -> Tokenizer:
-    torch.manual_seed(seed)
-    return Tokenizer(8, 4, 3, partial(PlainBottleneck, channels=4), SIZE, SIZE)
-
-
-def denoiser(**options: Any) -> SiT:
-    """A small one that is not zero, as a new one would be."""
-    torch.manual_seed(3)
-    network = SiT(**({"latent_tokens": 3, "latent_channels": 4, "num_classes": CLASSES, "size": SIZE} | options))
-    for parameter in network.parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.2)
-    return network
-
-
-def optimization(name: str = "AdamW", rate: float = 1e-2) -> Optimization:
-    return Optimization(partial(getattr(torch.optim, name), lr=rate), partial(ConstantWithWarmup, warmup_steps=2))
-
-
-def diffusion(**options: Any) -> LatentDiffusion:
-    defaults = {"denoiser": denoiser(), "tokenizer": tokenizer(), "optimization": optimization(), "seed": 5}
-    return LatentDiffusion(**(defaults | options))
-
-
-def latent_shards(cache: Path, **options: Any) -> LatentShards:
-    defaults = {"num_classes": CLASSES, "batch_size": 6, "loading": Loading(num_workers=0), "seed": 0}
-    return LatentShards(str(cache), **(defaults | options))
-
-
-def trainer(folder: Path, steps: int, *callbacks: Callback, **options: Any) -> Trainer:
-    defaults = {
-        "accelerator": "cpu",
-        "max_steps": steps,
-        "max_epochs": -1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "use_distributed_sampler": False,
-        "num_sanity_val_steps": 0,
-        "default_root_dir": folder,
-        "callbacks": list(callbacks),
-    }
-    return Trainer(**(defaults | options))
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Latents of 20 training and 23 validation images by ``tokenizer()``, both mirror images."""
-    folder = tmp_path_factory.mktemp("diffusion")
-    write_shards(folder / "shards", [7, 5, 8])
-    write_shards(folder / "shards", [23], split="validation")
-    write_cache(folder / "shards", folder / "cache", LatentEncoding(tokenizer()), dtype="float32")
-    return folder / "cache"
-
-
-class Recorder(Callback):
-    """Batches and states of every step."""
-
-    def __init__(self) -> None:
-        self.batches: list[dict[str, Tensor]] = []
-        self.states: list[dict[str, Tensor]] = []
-        self.losses: list[float] = []
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.batches.append(batch)
-        self.states.append({name: value.clone() for name, value in pl_module.state_dict().items()})
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
-        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+    return diffusion_cache(tmp_path_factory.mktemp("diffusion"))
 
 
 def numbers_of(seed: int, step: int, micro_step: int, rows: int) -> Tensor:
