@@ -1,4 +1,4 @@
-"""What to sample: indices and class labels, for ``python main.py predict`` with a sampling experiment."""
+"""Indices and class labels of the samples to make, for ``python main.py predict`` with ``overlay/samples.yaml``."""
 
 from collections.abc import Collection
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from datamodules.sharded import Loading, ShardedData
 
 
 class SampleBlocks:
-    """Samples 0 ... count - 1 in blocks, which take the place of shards: shared out, written and resumed whole.
+    """Samples 0 ... count - 1 in blocks. A process takes, writes and resumes whole blocks, as it does shards.
 
     Args:
         count: number of samples.
@@ -26,12 +26,12 @@ class SampleBlocks:
         return sum(self.shard_samples)
 
     def fingerprint(self) -> str:
-        """Number and size of the blocks."""
+        """Return the sizes of the blocks."""
         return str(self.shard_samples)
 
 
 class LabelDataset(Dataset[Any]):
-    """Labels of samples, a function of their indices.
+    """The label of each sample, by its index.
 
     Args:
         labels: (count,) int64.
@@ -41,21 +41,21 @@ class LabelDataset(Dataset[Any]):
         self.labels = labels
 
     def __getitems__(self, reference: BatchReference) -> dict[str, Any]:
-        """One batch; the loader makes tensors of its arrays."""
+        """Return one batch of arrays; the loader makes tensors of them."""
         valid = reference.indices >= 0
         labels = np.where(valid, self.labels[reference.indices], 0)
         return {"indices": reference.indices, "labels": labels, "valid": valid, "position": reference.position}
 
 
 class SampleLabels(ShardedData):
-    """Labels to sample images of; each image depends on its index and label only.
+    """Labels to sample images for. Each image depends on its index and label only.
 
     Args:
         count: number of images.
-        num_classes: number of classes.
+        num_classes: number of classes; null for a denoiser without labels, for which all labels are 0.
         labels: ``balanced`` gives every class equally often (index modulo classes), ``random`` draws each label.
-        batch_size: images at a time in each process, so that images are the same on any number of them.
-        block: images per file while sampling; what is interrupted goes on with the next block.
+        batch_size: images at a time in each process, so that the number of processes does not change an image.
+        block: images per file while sampling; an interrupted run resumes with the next block.
         seed: seed of random labels; ``seed_everything`` if not given.
 
     Raises:
@@ -65,7 +65,7 @@ class SampleLabels(ShardedData):
     def __init__(
         self,
         count: int = 50_000,
-        num_classes: int = 1000,
+        num_classes: int | None = 1000,
         labels: Literal["balanced", "random"] = "balanced",
         batch_size: int = 256,
         block: int = 1024,
@@ -77,19 +77,19 @@ class SampleLabels(ShardedData):
         self.num_classes, self.samples = num_classes, SampleBlocks(count, block)
         self.finished_shards: dict[Split, Collection[int]] = {"train": ()}
         rng = np.random.Generator(np.random.PCG64([self.seed, 2]))
-        random = rng.integers(num_classes, size=count)
-        self.labels = random if labels == "random" else np.arange(count) % num_classes
+        random = rng.integers(num_classes or 1, size=count)
+        self.labels = random if labels == "random" else np.arange(count) % (num_classes or 1)
 
     def index(self, split: Split) -> SampleBlocks:
-        """The blocks of samples."""
+        """Return the blocks of samples."""
         return self.samples
 
     def dataset(self, split: Split, training: bool) -> LabelDataset:
-        """Labels and indices."""
+        """Return labels and indices."""
         return LabelDataset(self.labels)
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Block by block, without ``finished_shards``."""
+        """Load block by block, without ``finished_shards``."""
         samples = self.samples.shard_samples
         ends = np.cumsum(samples).tolist()
         finished = self.finished_shards["train"]

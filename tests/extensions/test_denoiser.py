@@ -47,7 +47,7 @@ def test_sharding_divides_its_blocks(dtype: torch.dtype | None) -> None:
     assert all(isinstance(parameter, DTensor) for parameter in sharded.parameters())
     assert not sharded.time.caching
     sharded.layers[1].scale.register_forward_pre_hook(lambda module, _: seen.append(module.weight.dtype))
-    sharded.time.register_forward_hook(lambda module, *_: seen.append(module.frequencies.dtype))
+    sharded.time.register_forward_pre_hook(lambda module, _: seen.append(module.frequencies.dtype))
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype is not None):
         losses = [network(*arguments).square().mean() for network in (plain, sharded)]
         assert torch.equal(*losses) or dtype is not None

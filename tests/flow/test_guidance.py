@@ -50,6 +50,22 @@ def test_formula_on_all_channels_in_one_call() -> None:
     assert labels.tolist() == [0, 1, 2, NULL, NULL, NULL]
 
 
+def test_conditions_of_any_structure_are_passed_on_unread() -> None:
+    seen = []
+
+    def denoiser(x: Tensor, t: Tensor, condition: dict) -> Tensor:
+        seen.append(condition)
+        return x
+
+    text, length = torch.randn(3, 4, 2), torch.tensor([4, 2, 3])
+    condition, null = {"text": text, "more": (length,)}, {"text": torch.zeros(3, 4, 2), "more": (0,)}
+    GuidedVelocity(denoiser, condition, 2.0, null_condition=null)(state(), 0.5)
+    assert torch.equal(seen[0]["text"], torch.cat((text, torch.zeros(3, 4, 2))))
+    assert seen[0]["more"][0].tolist() == [4, 2, 3, 0, 0, 0]
+    GuidedVelocity(denoiser, None)(state(), 0.5)
+    assert seen[1] is None
+
+
 def test_interval_includes_its_ends() -> None:
     denoiser = Counting()
     velocity = GuidedVelocity(denoiser, LABELS, 2.0, (0.25, 0.75), NULL)

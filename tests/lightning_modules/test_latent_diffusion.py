@@ -13,13 +13,14 @@ from torch import Tensor
 
 from callbacks import ResumableCheckpoint
 from callbacks.resilience.checkpointing import resolve_checkpoint
-from datamodules import Digits, Loading
+from datamodules import Digits, Loading, SampleLabels
 from datamodules.shards import ShardError
 from lightning_modules import DenoiserFrom, LatentDiffusion, Sampling
 from maetok import SiT
 from maetok.checkpoints.runs import InitFrom
 from maetok.flow import Euler, EulerMaruyama, FlowObjective, LogitNormalTime, index_noise
 from maetok.hub import write_statistics
+from maetok.metrics import to_uint8
 from maetok.networks import Denoiser, TransformerSize
 from maetok.networks.layers.network import Recomputed
 from maetok.training.ema import EMA
@@ -314,6 +315,42 @@ def test_a_denoiser_of_another_size_guides(cache: Path, tmp_path: Path, width: i
     guide.save_pretrained(tmp_path / "published")
     published = diffusion(guide=SiT.from_pretrained(tmp_path / "published"), sampling=sampling)
     torch.testing.assert_close(published.sample(labels, torch.arange(2)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_denoiser_without_labels_trains_validates_and_samples(cache: Path, tmp_path: Path) -> None:
+    recorder, network = Recorder(), denoiser(num_classes=None)
+    model = diffusion(denoiser=denoiser(num_classes=None), ema_decays=(0.5,))
+    trainer(tmp_path, 3, recorder).fit(model, datamodule=latent_shards(cache))
+    for number, (batch, state, loss) in enumerate(zip(recorder.batches, recorder.states, recorder.losses, strict=True)):
+        network.load_state_dict({k[9:]: v for k, v in state.items() if k.startswith("denoiser.")})
+        noise = index_noise(5, torch.arange(6 * number, 6 * number + 6), shape=(3, 4))
+        times, latents = numbers_of(5, number, 0, 6)[:, 0], model.normalizer.normalize(batch["latents"])
+        losses, _ = FlowObjective().loss(network, latents, noise, times, None)
+        assert losses.mean().item() == pytest.approx(loss, rel=1e-6)
+    assert validation(model, cache, tmp_path, 5) == pytest.approx(validation(model, cache, tmp_path, 23), rel=1e-6)
+    indices = torch.arange(3)
+    images = model.sample(indices, indices)
+    assert torch.equal(model.sample(None, indices), images)
+    data = SampleLabels(3, num_classes=None, batch_size=2, block=2)
+    model.statistics_from = "nowhere"  # it has weights to sample from
+    found = torch.cat(trainer(tmp_path, 1).predict(model, datamodule=data))
+    torch.testing.assert_close(found, to_uint8(images).permute(0, 2, 3, 1), atol=1, rtol=0)
+
+
+def test_guidance_without_labels_needs_a_guide(tmp_path: Path) -> None:
+    sampling, network = Sampling(Euler(2), 2.0), denoiser(num_classes=None)
+    with pytest.raises(ValueError, match=r"sampling\.guidance_scale=2\.0, but the denoiser has no null condition"):
+        diffusion(denoiser=network, sampling=sampling)
+    model, indices = diffusion(denoiser=network, sampling=Sampling(Euler(2))), torch.arange(2)
+    with pytest.raises(ValueError, match=r"num_classes: null.*set guidance_scale to 1, or give a guide"):
+        model.sample(None, indices, guidance_scale=2.0)
+    denoiser(num_classes=None).save_pretrained(tmp_path)
+    guide = SiT.from_pretrained(tmp_path)
+    with torch.no_grad():
+        guide.final_layer.linear.weight.mul_(0.5)
+    guided = diffusion(denoiser=network, guide=guide, sampling=sampling)
+    assert not torch.equal(guided.sample(None, indices), guided.sample(None, indices, guidance_scale=1.0))
+    assert torch.equal(guided.sample(None, indices, guidance_scale=1.0), model.sample(None, indices))
 
 
 def test_guides_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -383,6 +383,38 @@ def test_the_contract_is_abstract() -> None:
         Denoiser(6, 4, 10)
 
 
+@BOTH
+def test_a_denoiser_without_labels_has_no_null_condition(kind: type[Denoiser]) -> None:
+    x, t, labels = batch()
+    denoiser, labelled = small(kind, seed=1, num_classes=None), small(kind, seed=1)
+    assert set(labelled.state_dict()) - set(denoiser.state_dict()) == {"label_embedder.weight"}
+    assert small(kind, num_classes=0).num_classes is denoiser.num_classes is None
+    assert torch.equal(denoiser(x, t), denoiser(x, t, labels))
+    assert not torch.equal(denoiser(x, t), denoiser(x, 1 - t))
+    assert denoiser.condition_of({"labels": labels}) is None
+    assert denoiser.drop_condition(None, t, 1.0) is None
+    assert not denoiser.has_null_condition
+    with pytest.raises(ValueError, match=r"\(num_classes: null\), so classifier-free guidance is impossible"):
+        denoiser.without_condition(None)
+
+
+def test_a_denoiser_with_labels_owns_its_null_condition() -> None:
+    denoiser, (_, _, labels) = small(SiT), batch()
+    assert denoiser.condition_of({"labels": labels, "latents": None}) is labels
+    uniform = torch.tensor([0.0, 0.2, 0.05])
+    assert torch.equal(denoiser.drop_condition(labels, uniform, 0.1), drop_labels(labels, uniform, 0.1, 10))
+    assert denoiser.drop_condition(labels, uniform, 0.1).tolist() == [10, 9, 10]
+    assert denoiser.without_condition(labels).tolist() == [10, 10, 10]
+
+
+def test_a_model_without_labels_survives_the_published_format(tmp_path: Path) -> None:
+    sit, (x, t, _) = small(SiT, seed=1, num_classes=None), batch()
+    sit.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["num_classes"], config["class_dropout_prob"]) == (None, 0.0)
+    assert torch.equal(SiT.from_pretrained(tmp_path)(x, t), sit(x, t))
+
+
 def test_dropped_labels() -> None:
     labels, uniform = torch.tensor([0, 1, 2, 3]), torch.tensor([0.0, 0.09, 0.1, 0.9])
     dropped = drop_labels(labels, uniform, 0.1, 10)
