@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from maetok.formats.crops import CENTER_CROP
 from maetok.formats.files import write_text
 
 
@@ -27,7 +28,7 @@ class EvaluationProtocol:
         reference_moments_from: where the moments of the references come from: their ``images``, or a ``file`` that
             holds the moments of a larger set.
         labels: ``validation``: the labels of the real images; ``balanced``: equally many samples of each class.
-        crop: the part that is cut out of an image of another size than asked for.
+        crop: the part that is cut out of an image of another size (:data:`maetok.formats.crops.CENTER_CROP`).
         resize: how such an image is resized first.
         uint8: how images in [-1, 1] become the measured uint8 (:func:`maetok.metrics.to_uint8`).
         feature_dtype: dtype in which features are computed.
@@ -43,8 +44,8 @@ class EvaluationProtocol:
     paired: bool
     reference_moments_from: Literal["images", "file"]
     labels: Literal["validation", "balanced"]
-    crop: str = "center"
-    resize: str = "bicubic, antialiased, to cover"
+    crop: str = CENTER_CROP["crop"]
+    resize: str = CENTER_CROP["resize"]
     uint8: str = "round(127.5 x + 127.5), clamped to 0 ... 255"
     feature_dtype: str = "float32"
     moments_dtype: str = "float64"
