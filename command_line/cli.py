@@ -25,7 +25,7 @@ def load(text: str) -> Any:
     return translate(content) if translate and isinstance(content, dict | list) else content
 
 
-set_loader(MODE, load, exceptions=(yaml.YAMLError,))
+set_loader(MODE, load, exceptions=(yaml.YAMLError, InterpolationError))
 
 
 class InterpolatingCLI(LightningCLI):

@@ -74,7 +74,9 @@ class Interpolation:
             return {key: self(value) for key, value in content.items()}
         if isinstance(content, list):
             return [self(value) for value in content]
-        return self._resolved(content) if isinstance(content, str) and MARK in content else content
+        if isinstance(content, str) and MARK in content:
+            return checked(self._resolved, "a config or flag", "some key", content)
+        return content
 
     def _resolved(self, text: str) -> Any:
         from omegaconf import OmegaConf  # slow to import, and --help needs none of it
@@ -93,12 +95,12 @@ def check_grammar(text: str) -> None:
     OmegaConf.create({"text": text})
 
 
-def checked(step: Callable[[str], Any], where: str, key: str, text: str) -> None:
-    """Apply a step to a text; the error says where the text stands."""
+def checked(step: Callable[[str], Any], where: str, key: str, text: str) -> Any:
+    """Return what a step makes of a text; its error says where the text stands."""
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        step(text)
+        return step(text)
     except (OmegaConfBaseException, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise InterpolationError(

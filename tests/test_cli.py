@@ -1,8 +1,10 @@
 """The command line: run directories, restarts, errors, and traps of LightningCLI pinned down."""
 
 import json
+import re
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -12,15 +14,9 @@ from lightning.pytorch.cli import LightningCLI
 
 from callbacks.resilience.checkpointing import complete_checkpoints, resolve_checkpoint
 from main import MAETokCLI, main
-from tests.support.helpers import EXPERIMENTS, ROOT, TINY, run
+from tests.support.helpers import EXPERIMENTS, ROOT, TINY, printed_config, run
 
 DIGITS = f"--config={EXPERIMENTS / 'digits_tokenizer.yaml'}"
-
-
-def config_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
-    with pytest.raises(SystemExit):
-        main(["fit", *arguments, "--print_config"])
-    return yaml.safe_load(capsys.readouterr().out)
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -67,7 +63,7 @@ class TestRun:
         assert written["model"] == yaml.safe_load(config)["model"]
 
     def test_run_directory_is_not_frozen_into_the_config(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert config_of(capsys, DIGITS)["trainer"]["default_root_dir"] is None
+        assert printed_config(DIGITS)["trainer"]["default_root_dir"] is None
 
     def test_a_new_run_does_not_mix_with_an_old_one(self, tmp_path: Path, digits_root: Path) -> None:
         run("fit", "digits_tokenizer", tmp_path, digits_root)
@@ -119,7 +115,7 @@ class TestErrors:
 
     def test_help_needs_no_model_code(self) -> None:
         code = "import sys, main\ntry:\n main.main(['--help'])\nexcept SystemExit: pass\n"
-        code += "print([m for m in ('timm', 'sklearn', 'webdataset', 'mlxtend') if m in sys.modules])"
+        code += "print([m for m in ('timm', 'sklearn', 'webdataset', 'mlxtend', 'omegaconf') if m in sys.modules])"
         result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
         assert result.stdout.strip().endswith("[]"), result.stdout[-200:]
 
@@ -129,7 +125,7 @@ class TestTraps:
 
     def test_later_configs_win_key_by_key(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         (tmp_path / "later.yaml").write_text("model: {init_args: {mask_ratio: {high: 0.9}}}")
-        config = config_of(capsys, DIGITS, f"--config={tmp_path / 'later.yaml'}", "--trainer.max_steps=7")
+        config = printed_config(DIGITS, f"--config={tmp_path / 'later.yaml'}", "--trainer.max_steps=7")
         assert config["model"]["init_args"]["mask_ratio"]["high"] == 0.9
         assert config["model"]["init_args"]["mask_ratio"]["low"] == 0.0
         assert config["trainer"]["max_steps"] == 7
@@ -139,11 +135,11 @@ class TestTraps:
         self, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         path = tmp_path / "later.yaml"
-        before = config_of(capsys, DIGITS)["trainer"]["callbacks"]
+        before = printed_config(DIGITS)["trainer"]["callbacks"]
         path.write_text("trainer: {callbacks+: [callbacks.Throughput]}")
-        assert len(config_of(capsys, DIGITS, f"--config={path}")["trainer"]["callbacks"]) == len(before) + 1
+        assert len(printed_config(DIGITS, f"--config={path}")["trainer"]["callbacks"]) == len(before) + 1
         path.write_text("trainer: {callbacks: [callbacks.Throughput]}\nmodel: {init_args: {target_weights: {}}}")
-        config = config_of(capsys, DIGITS, f"--config={path}")
+        config = printed_config(DIGITS, f"--config={path}")
         assert len(config["trainer"]["callbacks"]) == 1
         assert config["model"]["init_args"]["target_weights"] == {}
 
@@ -154,7 +150,7 @@ class TestTraps:
         (tmp_path / "sgd.yaml").write_text(
             "model: {init_args: {autoencoder_optimization: {optimizer: {class_path: torch.optim.SGD}}}}"
         )
-        config = config_of(capsys, DIGITS, f"--config={tmp_path / 'sgd.yaml'}")
+        config = printed_config(DIGITS, f"--config={tmp_path / 'sgd.yaml'}")
         optimizer = config["model"]["init_args"]["autoencoder_optimization"]["optimizer"]
         assert optimizer["class_path"] == "torch.optim.SGD"
         assert optimizer["init_args"]["weight_decay"] == 0.0001
@@ -164,7 +160,7 @@ class TestTraps:
         self, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        config = config_of(capsys, DIGITS)
+        config = printed_config(DIGITS)
         assert (
             config["model"]["init_args"]["autoencoder_optimization"]["optimizer"]["class_path"] == "torch.optim.AdamW"
         )
@@ -174,7 +170,33 @@ class TestTraps:
         assert hasattr(LightningCLI, "_prepare_subcommand_kwargs")
         assert MAETokCLI._parse_ckpt_path is not LightningCLI._parse_ckpt_path
 
+    def test_hyper_parameters_in_a_checkpoint_do_not_change_the_config(self, tmp_path: Path, digits_root: Path) -> None:
+        """LightningCLI would build what the checkpoint stores, even another class."""
+        run("fit", "digits_tokenizer", tmp_path, digits_root)
+        path = tmp_path / "checkpoints" / "step=000000002.ckpt"
+        stored = {"_class_path": "lightning_modules.TokenizerTraining", "ema_decay": 0.25}
+        torch.save(torch.load(path, weights_only=True) | {"hyper_parameters": stored}, path)
+        more = ["--trainer.max_steps=3", f"--ckpt_path={path}"]
+        cli = run("fit", "digits_tokenizer", tmp_path, digits_root, *more)
+        assert (cli.trainer.global_step, cli.model.ema.decay) == (3, 0.995)
+
+    def test_sizes_that_disagree_are_an_error_instead_of_a_link(self, tmp_path: Path, digits_root: Path) -> None:
+        with pytest.raises(ValueError, match=r"data\.init_args\.image_size=\(32, 32\) but .*image_size=\(64, 64\)"):
+            run("fit", "digits_tokenizer", tmp_path, digits_root, "--data.init_args.image_size=32")
+
+    def test_an_overlay_needs_an_experiment_before_it(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        (tmp_path / "overlay.yaml").write_text("model: {init_args: {auxiliary_depth: 2}}")
+        assert "model" in error_of(capsys, f"--config={tmp_path}/overlay.yaml", DIGITS)
+        config = printed_config(DIGITS, f"--config={tmp_path}/overlay.yaml")
+        assert config["model"]["init_args"]["auxiliary_depth"] == 2
+
+    def test_the_package_requires_what_lightning_does_not_bring(self) -> None:
+        setup = ConfigParser()
+        setup.read(ROOT / "setup.cfg")
+        assert re.search(r"^jsonargparse\[signatures,omegaconf\]>=", setup["options"]["install_requires"], re.MULTILINE)
+        assert (ROOT / "pyproject.toml").exists()
+
     def test_trainer_defaults_hold(self, capsys: pytest.CaptureFixture[str]) -> None:
-        trainer = config_of(capsys, DIGITS)["trainer"]
+        trainer = printed_config(DIGITS)["trainer"]
         assert trainer["use_distributed_sampler"] is False
         assert trainer["check_val_every_n_epoch"] is None

@@ -11,8 +11,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datamodules import LatentShards, Loading
-from main import MAETokCLI, main
-from tests.support.helpers import EXPERIMENTS, ROOT, run
+from main import MAETokCLI
+from tests.support.helpers import EXPERIMENTS, ROOT, printed_config, run
 
 CONFIGS = ROOT / "configs"
 ABLATIONS = sorted(path.stem for path in (CONFIGS / "ablation").glob("*.yaml"))
@@ -44,13 +44,6 @@ def build(tmp_path: Path, digits_root: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def path_of(trained: MAETokCLI) -> str:
     return f"--model.init_args.init_from.path={trained.trainer.default_root_dir}"
-
-
-def printed_config(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
-    with pytest.raises(SystemExit) as stop:
-        main(["fit", *arguments, "--print_config"])
-    assert stop.value.code == 0
-    return yaml.safe_load(capsys.readouterr().out)
 
 
 def assert_ran(folder: Path) -> None:
@@ -179,9 +172,9 @@ def test_dropping_masked_patches_is_an_overlay_on_both_stages_of_a_tokenizer(tmp
 
 
 @pytest.mark.parametrize("size", [256, 512])
-def test_imagenet_decoders_are_the_papers(size: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_imagenet_decoders_are_the_papers(size: int) -> None:
     """Stage 2: 50k steps, mask ratio from 0.6, losses, optimiser, data and tokenizer of stage 1."""
-    first, second = (printed_config(capsys, f"--config={EXPERIMENTS}/imagenet{size}_{name}.yaml") for name in STAGES)
+    first, second = (printed_config(f"--config={EXPERIMENTS}/imagenet{size}_{name}.yaml") for name in STAGES)
     stage_1, stage_2 = first["model"]["init_args"], second["model"]["init_args"]
     assert (second["trainer"]["max_steps"], stage_2["mask_ratio"], stage_2["latent_noise"]) == (50_000, 0.6, 0.0)
     assert stage_2["init_from"] == {
@@ -215,8 +208,8 @@ def test_latents_of_the_tokenizer_that_the_config_names(
 
 
 @pytest.mark.parametrize("size", [256, 512])
-def test_imagenet_configs_are_the_papers(size: int, capsys: pytest.CaptureFixture[str]) -> None:
-    config = printed_config(capsys, f"--config={EXPERIMENTS}/imagenet{size}_maetok_b128.yaml")
+def test_imagenet_configs_are_the_papers(size: int) -> None:
+    config = printed_config(f"--config={EXPERIMENTS}/imagenet{size}_maetok_b128.yaml")
     model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
     tokenizer = model["tokenizer"]["init_args"]
     assert tokenizer["image_size"] == data["image_size"] == size
@@ -245,11 +238,11 @@ def test_imagenet_configs_are_the_papers(size: int, capsys: pytest.CaptureFixtur
     assert (model["mask_ratio"]["low"], model["mask_ratio"]["high"], model["auxiliary_depth"]) == (0.4, 0.6, 3)
 
 
-def test_imagenet_tokenizer_has_176_million_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+def test_imagenet_tokenizer_has_176_million_parameters() -> None:
     """Encoder, bottleneck and pixel decoder as the config builds them, without any pretrained network."""
     from maetok import Tokenizer
 
-    config = printed_config(capsys, f"--config={EXPERIMENTS}/imagenet256_maetok_b128.yaml")
+    config = printed_config(f"--config={EXPERIMENTS}/imagenet256_maetok_b128.yaml")
     parser = LightningArgumentParser()
     parser.add_class_arguments(Tokenizer, "tokenizer")
     arguments = config["model"]["init_args"]["tokenizer"]["init_args"]

@@ -19,7 +19,7 @@ from maetok import Tokenizer
 from maetok.flow import Euler
 from maetok.hub.export import export
 from main import MAETokCLI, main
-from tests.support.helpers import EXPERIMENTS, ROOT, run
+from tests.support.helpers import EXPERIMENTS, ROOT, printed_config, run
 
 CONFIGS = ROOT / "configs"
 TINY_DIFFUSION, TINY_SAMPLES = (CONFIGS / "overlay" / f"tiny_{name}.yaml" for name in ("diffusion", "samples"))
@@ -36,11 +36,8 @@ def sampling_of(name: str) -> list[str]:
     return ["experiment/digits_samples"] if name == "digits_sit" else [f"experiment/{name}", "overlay/samples"]
 
 
-def printed_config(capsys: pytest.CaptureFixture[str], subcommand: str, *names: str) -> dict:
-    with pytest.raises(SystemExit) as stop:
-        main([subcommand, *(f"--config={CONFIGS / name}.yaml" for name in names), "--print_config"])
-    assert stop.value.code == 0
-    return yaml.safe_load(capsys.readouterr().out)
+def config_of(subcommand: str, *names: str) -> dict:
+    return printed_config(*(f"--config={CONFIGS / name}.yaml" for name in names), subcommand=subcommand)
 
 
 @pytest.fixture(scope="module")
@@ -202,9 +199,9 @@ def test_all_imagenet_experiments_are_compared_with_the_paper() -> None:
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_imagenet_configs_are_the_papers(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_imagenet_configs_are_the_papers(name: str) -> None:
     kind, batch_size, steps, scale, high = PAPER[name]
-    config = printed_config(capsys, "fit", f"experiment/{name}")
+    config = config_of("fit", f"experiment/{name}")
     model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
     assert (data["batch_size"], trainer["max_steps"], trainer["precision"]) == (batch_size, steps, "bf16-mixed")
     pixels = name.removeprefix("imagenet").split("_")[0]
@@ -233,11 +230,11 @@ def test_imagenet_configs_are_the_papers(name: str, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_sampling_is_the_papers(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sampling_is_the_papers(name: str) -> None:
     kind, _, _, scale, high = PAPER[name]
     overlays = ["overlay/autoguidance"] if name == "imagenet256_sit_xl" else []
-    config = printed_config(capsys, "predict", *sampling_of(name), *overlays)
-    trained = printed_config(capsys, "fit", f"experiment/{name}")
+    config = config_of("predict", *sampling_of(name), *overlays)
+    trained = config_of("fit", f"experiment/{name}")
     data, model = config["data"]["init_args"], config["model"]["init_args"]
     assert (data["count"], data["num_classes"], data["labels"]) == (50_000, 1000, "balanced")
     assert config["return_predictions"] is False

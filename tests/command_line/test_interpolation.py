@@ -4,8 +4,6 @@ The traps are those of jsonargparse's own OmegaConf modes: they resolve each fil
 know relative keys only.
 """
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +12,10 @@ import yaml
 
 from command_line.tree import read_tree
 from main import main
-from tests.support.helpers import EXPERIMENTS, ROOT, TINY, run
+from tests.support.helpers import EXPERIMENTS, ROOT, TINY, printed_config, run
 
 DIGITS = f"--config={EXPERIMENTS}/digits_tokenizer.yaml"
 SUBCOMMANDS = {"fit", "validate", "test", "predict"}
-
-
-@pytest.fixture
-def printed(capsys: pytest.CaptureFixture[str]) -> Any:
-    def config(*arguments: str, subcommand: str = "fit") -> dict:
-        with pytest.raises(SystemExit) as stop:
-            main([subcommand, *arguments, "--print_config"])
-        assert stop.value.code == 0
-        return yaml.safe_load(capsys.readouterr().out)
-
-    return config
 
 
 @pytest.fixture
@@ -66,49 +53,49 @@ def sizes(config: dict) -> tuple[int, int]:
 class TestWhatIsSeen:
     """An interpolation sees the last word of all files and flags, whatever their order."""
 
-    def test_a_flag_changes_all_users(self, printed: Any) -> None:
-        assert sizes(printed(DIGITS)) == (32, 32)
-        assert sizes(printed(DIGITS, "--shared.image_size=64")) == (64, 64)
-        assert sizes(printed(DIGITS, "--shared.image_size", "64")) == (64, 64)
-        assert printed(DIGITS, "--shared.image_size=64")["shared"]["image_size"] == 64
+    def test_a_flag_changes_all_users(self) -> None:
+        assert sizes(printed_config(DIGITS)) == (32, 32)
+        assert sizes(printed_config(DIGITS, "--shared.image_size=64")) == (64, 64)
+        assert sizes(printed_config(DIGITS, "--shared.image_size", "64")) == (64, 64)
+        assert printed_config(DIGITS, "--shared.image_size=64")["shared"]["image_size"] == 64
 
-    def test_a_later_file_changes_all_users(self, printed: Any, write: Any) -> None:
+    def test_a_later_file_changes_all_users(self, write: Any) -> None:
         later = write("shared: {image_size: 48}")
-        assert sizes(printed(DIGITS, later)) == (48, 48)
-        assert sizes(printed(DIGITS, later, "--shared.image_size=64")) == (64, 64)
+        assert sizes(printed_config(DIGITS, later)) == (48, 48)
+        assert sizes(printed_config(DIGITS, later, "--shared.image_size=64")) == (64, 64)
 
-    def test_a_file_after_a_flag_wins_over_it(self, printed: Any, write: Any) -> None:
+    def test_a_file_after_a_flag_wins_over_it(self, write: Any) -> None:
         later = write("shared: {image_size: 48}")
-        assert sizes(printed("--shared.image_size=64", DIGITS)) == (32, 32)
-        assert sizes(printed(DIGITS, "--shared.image_size=64", later)) == (48, 48)
+        assert sizes(printed_config("--shared.image_size=64", DIGITS)) == (32, 32)
+        assert sizes(printed_config(DIGITS, "--shared.image_size=64", later)) == (48, 48)
 
-    def test_a_flag_and_a_later_file_win_over_an_interpolated_value(self, printed: Any, write: Any) -> None:
-        assert sizes(printed(DIGITS, "--data.init_args.image_size=16")) == (16, 32)
-        assert sizes(printed(DIGITS, "--data.image_size=16")) == (16, 32)  # init_args may be left out
-        assert sizes(printed(DIGITS, write("data: {init_args: {image_size: 24}}"))) == (24, 32)
+    def test_a_flag_and_a_later_file_win_over_an_interpolated_value(self, write: Any) -> None:
+        assert sizes(printed_config(DIGITS, "--data.init_args.image_size=16")) == (16, 32)
+        assert sizes(printed_config(DIGITS, "--data.image_size=16")) == (16, 32)  # init_args may be left out
+        assert sizes(printed_config(DIGITS, write("data: {init_args: {image_size: 24}}"))) == (24, 32)
 
-    def test_any_key_from_the_top_without_the_subcommand(self, printed: Any, write: Any) -> None:
+    def test_any_key_from_the_top_without_the_subcommand(self, write: Any) -> None:
         later = write(
             "trainer: {log_every_n_steps: '${trainer.max_steps}'}\n"
             "data: {init_args: {root: 'data/${experiment}/${shared.image_size}'}}"
         )
-        config = printed(DIGITS, later, "--trainer.max_steps=7", "--experiment=mine")
+        config = printed_config(DIGITS, later, "--trainer.max_steps=7", "--experiment=mine")
         assert config["trainer"]["log_every_n_steps"] == 7
         assert config["data"]["init_args"]["root"] == "data/mine/32"
 
-    def test_chains_and_containers(self, printed: Any, write: Any) -> None:
+    def test_chains_and_containers(self, write: Any) -> None:
         later = write(
             "shared: {data_root: 'data/${shared.name}', name: 'of_${shared.image_size}'}\n"
             "model: {init_args: {target_weights: '${model.init_args.mask_ratio}', mask_ratio: {low: 0.25}}}"
         )
-        config = printed(DIGITS, later, "--model.init_args.mask_ratio.high=0.75", "--shared.image_size=64")
+        config = printed_config(DIGITS, later, "--model.init_args.mask_ratio.high=0.75", "--shared.image_size=64")
         assert config["data"]["init_args"]["root"] == "data/of_64"
         assert config["model"]["init_args"]["target_weights"]["low"] == 0.25
         assert config["model"]["init_args"]["target_weights"]["high"] == 0.75
 
     @pytest.mark.parametrize("subcommand", ["validate", "test", "predict"])
-    def test_other_subcommands(self, subcommand: str, printed: Any) -> None:
-        assert sizes(printed(DIGITS, "--shared.image_size=64", subcommand=subcommand)) == (64, 64)
+    def test_other_subcommands(self, subcommand: str) -> None:
+        assert sizes(printed_config(DIGITS, "--shared.image_size=64", subcommand=subcommand)) == (64, 64)
 
     def test_config_before_the_subcommand(self, capsys: pytest.CaptureFixture[str], write: Any) -> None:
         text = (EXPERIMENTS / "digits_tokenizer.yaml").read_text().replace("../", f"{ROOT}/configs/")
@@ -121,61 +108,63 @@ class TestWhatIsSeen:
 class TestWhereItStands:
     """Interpolations stand in fragments, lists, appended lists, flags, and survive another class."""
 
-    def test_nested_fragments(self, printed: Any, write: Any) -> None:
+    def test_nested_fragments(self, write: Any) -> None:
         write("width: 64\ndepth: '${model.init_args.auxiliary_depth}'\nnum_heads: 2", "parts/size.yaml")
         write("max_steps: ${shared.max_steps}\naccelerator: cpu", "parts/trainer.yaml")
         later = write(
             "shared: {max_steps: 9}\ntrainer: parts/trainer.yaml\n"
             "model: {init_args: {tokenizer: {init_args: {encoder: parts/size.yaml}}}}"
         )
-        config = printed(DIGITS, later)
+        config = printed_config(DIGITS, later)
         assert config["trainer"]["max_steps"] == 9
         assert config["model"]["init_args"]["tokenizer"]["init_args"]["encoder"]["depth"] == 1
         path = later.removeprefix("--config=").replace("later", "parts/trainer")
-        assert printed(DIGITS, f"--trainer={path}", "--shared.max_steps=11")["trainer"]["max_steps"] == 11
+        assert printed_config(DIGITS, f"--trainer={path}", "--shared.max_steps=11")["trainer"]["max_steps"] == 11
 
-    def test_lists_and_appended_lists(self, printed: Any, write: Any) -> None:
+    def test_lists_and_appended_lists(self, write: Any) -> None:
         picture = "{class_path: callbacks.ReconstructionPictures, init_args: {side: '${shared.image_size}'}}"
-        before = len(printed(DIGITS)["trainer"]["callbacks"])
-        callbacks = printed(DIGITS, write(f"trainer: {{callbacks+: [{picture}]}}"))["trainer"]["callbacks"]
+        before = len(printed_config(DIGITS)["trainer"]["callbacks"])
+        callbacks = printed_config(DIGITS, write(f"trainer: {{callbacks+: [{picture}]}}"))["trainer"]["callbacks"]
         assert (len(callbacks), callbacks[-1]["init_args"]["side"]) == (before + 1, 32)
-        callbacks = printed(DIGITS, write(f"trainer: {{callbacks: [{picture}]}}"))["trainer"]["callbacks"]
+        callbacks = printed_config(DIGITS, write(f"trainer: {{callbacks: [{picture}]}}"))["trainer"]["callbacks"]
         assert (len(callbacks), callbacks[-1]["init_args"]["side"]) == (1, 32)
-        callbacks = printed(DIGITS, f"--trainer.callbacks+={picture}")["trainer"]["callbacks"]
+        callbacks = printed_config(DIGITS, f"--trainer.callbacks+={picture}")["trainer"]["callbacks"]
         assert (len(callbacks), callbacks[-1]["init_args"]["side"]) == (before + 1, 32)
 
-    def test_another_class_in_a_later_file(self, printed: Any, write: Any) -> None:
+    def test_another_class_in_a_later_file(self, write: Any) -> None:
         later = write(
             "data: {class_path: datamodules.ImageShards, init_args: "
             "{train_shards: '${shared.data_root}/a.tar', validation_shards: b.tar, num_classes: 3}}"
         )
-        data = printed(DIGITS, later, "--shared.image_size=64")["data"]
+        data = printed_config(DIGITS, later, "--shared.image_size=64")["data"]
         assert data["class_path"] == "datamodules.ImageShards"
         assert (data["init_args"]["train_shards"], data["init_args"]["image_size"]) == ("data/digits/a.tar", 64)
         assert "root" not in data["init_args"]
 
-    def test_flags(self, printed: Any) -> None:
-        config = printed(DIGITS, "--trainer.max_steps=${shared.image_size}", "--experiment", "of ${shared.image_size}=")
+    def test_flags(self) -> None:
+        config = printed_config(
+            DIGITS, "--trainer.max_steps=${shared.image_size}", "--experiment", "of ${shared.image_size}="
+        )
         assert (config["trainer"]["max_steps"], config["experiment"]) == (32, "of 32=")
 
-    def test_environment_variables(self, printed: Any, monkeypatch: pytest.MonkeyPatch, write: Any) -> None:
+    def test_environment_variables(self, monkeypatch: pytest.MonkeyPatch, write: Any) -> None:
         experiment = f"--config={EXPERIMENTS}/imagenet256_maetok_b128.yaml"
         monkeypatch.delenv("IMAGENET_ROOT", raising=False)
-        assert printed(experiment)["data"]["init_args"]["train_shards"] == "data/imagenet/train-*.tar"
+        assert printed_config(experiment)["data"]["init_args"]["train_shards"] == "data/imagenet/train-*.tar"
         monkeypatch.setenv("IMAGENET_ROOT", "/scratch/images")
-        assert printed(experiment)["data"]["init_args"]["train_shards"] == "/scratch/images/train-*.tar"
+        assert printed_config(experiment)["data"]["init_args"]["train_shards"] == "/scratch/images/train-*.tar"
         flag = "--data.init_args.train_shards=x.tar"
-        assert printed(experiment, flag)["data"]["init_args"]["train_shards"] == "x.tar"
+        assert printed_config(experiment, flag)["data"]["init_args"]["train_shards"] == "x.tar"
         monkeypatch.setenv("STEPS", "12")
-        assert printed(DIGITS, write("trainer: {max_steps: '${oc.env:STEPS}'}"))["trainer"]["max_steps"] == 12
+        assert printed_config(DIGITS, write("trainer: {max_steps: '${oc.env:STEPS}'}"))["trainer"]["max_steps"] == 12
 
     @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("imagenet*.yaml")), ids=lambda path: path.stem)
     def test_no_imagenet_experiment_needs_an_edit_on_a_cluster(
-        self, path: Path, printed: Any, monkeypatch: pytest.MonkeyPatch
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("IMAGENET_ROOT", "/scratch/images")
         monkeypatch.setenv("LATENTS_ROOT", "/scratch/latents")
-        config = printed(f"--config={path}", subcommand="predict" if "_latents" in path.stem else "fit")
+        config = printed_config(f"--config={path}", subcommand="predict" if "_latents" in path.stem else "fit")
         arguments = config["data"]["init_args"]
         size = path.stem.split("_")[0].removeprefix("imagenet")
         if "cache" in arguments:
@@ -208,11 +197,11 @@ class TestSavedConfig:
         assert first == second
         assert sizes(first) == (64, 64)
 
-    def test_a_shared_flag_that_would_change_nothing_is_refused(self, printed: Any, refused: Any, write: Any) -> None:
-        saved = write(yaml.safe_dump(printed(DIGITS)))
+    def test_a_shared_flag_that_would_change_nothing_is_refused(self, refused: Any, write: Any) -> None:
+        saved = write(yaml.safe_dump(printed_config(DIGITS)))
         message = refused(saved, "--shared.image_size=64")
         assert "--shared.image_size changes nothing: no config refers to ${shared.image_size}" in message
-        assert sizes(printed(saved, "--data.init_args.image_size=64")) == (64, 32)
+        assert sizes(printed_config(saved, "--data.init_args.image_size=64")) == (64, 32)
 
 
 class TestErrors:
@@ -270,21 +259,13 @@ def leaves(tree: Any, key: str = "") -> dict[str, Any]:
     ],
     ids=["experiment", "overlay", "overlays", "flags"],
 )  # fmt: skip
-def test_the_merged_tree_says_what_jsonargparse_makes_of_it(arguments: list[str], printed: Any) -> None:
+def test_the_merged_tree_says_what_jsonargparse_makes_of_it(arguments: list[str]) -> None:
     """Every number that files and flags give is the one that runs; only arguments of a replaced class are gone."""
     tree = leaves(read_tree(["fit", *arguments], SUBCOMMANDS).values)
-    made = leaves(printed(*arguments, subcommand="predict" if "samples" in arguments[-1] else "fit"))
+    made = leaves(printed_config(*arguments, subcommand="predict" if "samples" in arguments[-1] else "fit"))
     numbers = {key: value for key, value in tree.items() if isinstance(value, (int, float)) and key in made}
     assert len(numbers) > 15
     assert numbers == {key: made[key] for key in numbers}
     if any("max_steps" in argument for argument in arguments):
         assert numbers[".model.init_args.ema_decay"] == 0.5
         assert (numbers[".data.init_args.batch_size"], numbers[".trainer.max_steps"]) == (3, -1)
-
-
-def test_commands_without_configs_do_not_load_omegaconf() -> None:
-    """Start-up stays as fast as it was."""
-    code = "import sys, main\ntry:\n main.main(['fit', '--help'])\nexcept SystemExit: pass\n"
-    code += "print('omegaconf' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stdout.strip().endswith("False")

@@ -5,21 +5,13 @@ from pathlib import Path
 from shutil import copytree
 
 import pytest
-import yaml
 
 from callbacks.resilience.checkpointing import complete_checkpoints
 from command_line.legacy import OLD_MODULES, modernize, modernize_flag
 from main import main
-from tests.support.helpers import ROOT
+from tests.support.helpers import ROOT, printed_config
 
 OLD_RUNS = ROOT / "tests" / "data" / "before_the_moves"
-
-
-def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
-    with pytest.raises(SystemExit) as stop:
-        main([*arguments, "--print_config"])
-    assert stop.value.code == 0
-    return yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
 
 
 @pytest.mark.parametrize(
@@ -30,12 +22,10 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
         ("digits_sit", "optimization", 0.001),
     ],
 )
-def test_saved_configs_and_flags_with_old_keys(
-    run: str, key: str, learning_rate: float, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_saved_configs_and_flags_with_old_keys(run: str, key: str, learning_rate: float) -> None:
     flag = "--model.init_args.generator.gradient_clip=0.25"
     with pytest.warns(FutureWarning) as warned:
-        arguments = printed(capsys, "fit", f"--config={OLD_RUNS / run}/config.yaml", flag)
+        arguments = printed_config(f"--config={OLD_RUNS / run}/config.yaml", flag)["model"]["init_args"]
     messages = {str(warning.message) for warning in warned if warning.category is FutureWarning}
     assert f"model.init_args.generator is now model.init_args.{key}; the old name still works" in messages
     assert f"--model.init_args.generator is now --model.init_args.{key}; the old name still works" in messages
@@ -43,7 +33,7 @@ def test_saved_configs_and_flags_with_old_keys(
     assert arguments[key]["optimizer"]["init_args"]["lr"] == learning_rate
 
 
-def test_an_overlay_and_a_fragment_with_old_keys(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_an_overlay_and_a_fragment_with_old_keys(tmp_path: Path) -> None:
     (tmp_path / "model.yaml").write_text(
         "class_path: lightning_modules.LatentDiffusion\ninit_args: {generator: {gradient_clip: 0.5}}"
     )
@@ -51,7 +41,7 @@ def test_an_overlay_and_a_fragment_with_old_keys(capsys: pytest.CaptureFixture[s
     experiment = f"--config={ROOT}/configs/experiment/digits_sit.yaml"
     for change in (f"--model={tmp_path}/model.yaml", f"--config={tmp_path}/overlay.yaml"):
         with pytest.warns(FutureWarning, match=r"generator is now model\.init_args\.optimization"):
-            arguments = printed(capsys, "fit", experiment, change)
+            arguments = printed_config(experiment, change)["model"]["init_args"]
         assert arguments["optimization"]["gradient_clip"] == (0.5 if "model.yaml" in change else 0.75)
         assert arguments["optimization"]["optimizer"]["init_args"]["lr"] == 0.001
 

@@ -1,16 +1,19 @@
 """Small runs of the real command line, and callbacks that record or end them."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stdout, suppress
 from multiprocessing import active_children, current_process
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from lightning.pytorch import Callback
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -43,6 +46,14 @@ def run(
             *arguments,
         ]
     )
+
+
+def printed_config(*arguments: str, subcommand: str = "fit") -> dict[str, Any]:
+    """Return the config that the command line prints for these arguments, defaults included."""
+    text = io.StringIO()
+    with redirect_stdout(text), suppress(SystemExit):
+        main([subcommand, *arguments, "--print_config"])
+    return yaml.safe_load(text.getvalue())
 
 
 class RecordScalars(Callback):
