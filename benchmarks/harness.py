@@ -1,12 +1,12 @@
 """Run named cases in fresh processes, repeat after repeat, and compare the medians as ratios.
 
-A case is a function that measures something and returns numbers. Every repeat of every case is a process of its own, so
-that peak memory and CPU time are those of the case alone; the repeats of all cases are interleaved, so that a change in
-the load of the machine meets all of them. All run with one thread per process.
+A case is a function that measures something and returns numbers. Every repeat of every case runs in its own process, so
+peak memory and CPU time are those of the case alone. The repeats of all cases are interleaved, so a change in the load
+of the machine affects all of them. Each process uses one thread.
 
-CPU time is user + system time of the process and its live loader workers, read from /proc when the first batches have
-come (imports, start-up, the index and the filling of the queues are over) and again after the last measured batch. At
-both moments the workers are equally far ahead, so each batch counts once, and what they prepare beyond it does not.
+CPU time is user + system time of the process and its live loader workers. It is read from /proc after the first batches
+(imports, start-up, the index and the filling of the queues are over) and again after the last measured batch. At both
+moments the workers are equally far ahead, so each batch counts once and the prefetched ones do not count.
 """
 
 import importlib
@@ -36,9 +36,9 @@ class Case:
     """A measurement with a name.
 
     Args:
-        name: as it stands in the table.
+        name: name in the table.
         function: ``module:function`` that returns numbers by name.
-        arguments: keyword arguments for it that JSON can hold.
+        arguments: keyword arguments for the function, as JSON values.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Case:
 
 
 def run_cases(cases: Sequence[Case], repeats: int) -> Results:
-    """The numbers of each repeat of each case; the order of the cases is rotated from repeat to repeat."""
+    """Return the numbers of each repeat of each case; rotate the order of the cases from repeat to repeat."""
     results: Results = {case.name: [] for case in cases}
     for repeat in range(repeats):
         first = repeat % len(cases)
@@ -59,10 +59,10 @@ def run_cases(cases: Sequence[Case], repeats: int) -> Results:
 
 
 def run_case(case: Case) -> Numbers:
-    """The numbers of one case from a fresh process.
+    """Return the numbers of one case from a fresh process.
 
     Raises:
-        RuntimeError: if the process fails; its output has been printed.
+        RuntimeError: if the process fails; its output is printed first.
     """
     command = [sys.executable, "-m", "benchmarks.harness", json.dumps(asdict(case))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -77,9 +77,9 @@ def run_case(case: Case) -> Numbers:
 def measure_batches(
     batches: Iterable[Any], batch_size: int, warm_up: int, measured: int, count_children: bool = True
 ) -> Numbers:
-    """Take ``warm_up`` batches, then measure the next ``measured``; the loader must be able to give more than these.
+    """Take ``warm_up`` batches, then measure the next ``measured``; the loader must yield more than these.
 
-    Without ``count_children`` only the main process is measured, and what others do does not count.
+    Without ``count_children``, measure the main process only.
 
     Returns:
         samples per CPU-second and per second, CPU-seconds, seconds, and peak memory (MiB) of the main process
@@ -113,11 +113,11 @@ def skip(iterator: Iterator[Any], count: int) -> None:
     """
     taken = sum(1 for _ in itertools.islice(iterator, count))
     if taken < count:
-        raise RuntimeError(f"the loader ended after {taken} of {count} batches, which leaves nothing to measure")
+        raise RuntimeError(f"the loader ended after {taken} of {count} batches: measure fewer batches")
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a live process, all its threads together."""
+    """Return user and system seconds of a live process, summed over its threads."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
@@ -131,7 +131,7 @@ def peak_memory(pid: int) -> float:
 
 
 def medians(results: Results) -> dict[str, Numbers]:
-    """Median over the repeats of each number of each case."""
+    """Return the median over the repeats of each number of each case."""
     return {
         name: {key: statistics.median(numbers[key] for numbers in repeats) for key in repeats[0]}
         for name, repeats in results.items()
@@ -139,9 +139,9 @@ def medians(results: Results) -> dict[str, Numbers]:
 
 
 def table(results: Results, key: str, reference: str) -> str:
-    """Markdown: each case's median of ``key``, its smallest and largest value, and its ratio to the reference case.
+    """Return Markdown: each case's median of ``key``, smallest and largest value, and ratio to the reference case.
 
-    A ratio is the median over the repeats of the quotient within one repeat, with the smallest and largest of them.
+    A ratio is the median over the repeats of the quotient within one repeat, with the smallest and largest quotient.
     """
     lines = [
         f"| case | {key.replace('_', ' ')}: median (min ... max) | ratio to {reference}: median (min ... max) |",
@@ -156,12 +156,12 @@ def table(results: Results, key: str, reference: str) -> str:
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """``median (min ... max)``."""
+    """Return ``median (min ... max)``."""
     return f"{statistics.median(values):{form}} ({min(values):{form}} ... {max(values):{form}})"
 
 
 def short(numbers: Numbers) -> str:
-    """Numbers on one line."""
+    """Return the numbers on one line."""
     return ", ".join(f"{key} {value:.4g}" for key, value in numbers.items())
 
 
@@ -184,7 +184,7 @@ def main() -> None:
     case = Case(**json.loads(sys.argv[1]))
     module, _, function = case.function.partition(":")
     print(json.dumps(getattr(importlib.import_module(module), function)(**case.arguments)), flush=True)
-    for process in multiprocessing.active_children():  # they would go on reading beside the next case
+    for process in multiprocessing.active_children():  # they would keep reading beside the next case
         process.kill()
         process.join()
     os._exit(0)

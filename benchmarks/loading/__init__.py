@@ -1,1 +1,1 @@
-"""How fast shards, latents and shuffles are read, as ratios."""
+"""Speed of reading images and latents, and quality of shuffles, as ratios to reference loaders."""

@@ -1,4 +1,4 @@
-"""Images per CPU-second of the training loader beside the usual ones, its memory, and the quality of its shuffle.
+"""Compare the training loader with usual ones: images per CPU-second, memory, and quality of the shuffle.
 
 Run ``python -m benchmarks.loading.photos --output photos`` first, then
 ``python -m benchmarks.loading.data --photos photos``. All pipelines read the
@@ -21,7 +21,7 @@ BYTES_PER_INDEX_ENTRY = 29
 
 
 def measure_loader(pipeline: str, measured: int, **arguments: Any) -> Numbers:
-    """Images per CPU-second of one of ``benchmarks.loading.pipelines``."""
+    """Measure images per CPU-second of one of ``benchmarks.loading.pipelines``."""
     from benchmarks.loading import pipelines
 
     if pipeline == "image_folder":
@@ -31,7 +31,7 @@ def measure_loader(pipeline: str, measured: int, **arguments: Any) -> Numbers:
 
 
 def loader_cases(photos: Path, shards: str, most_workers: int, measured: int) -> list[Case]:
-    """Every loader with 1 ... ``most_workers`` workers, and as many bare loops at once."""
+    """Return cases for every loader with 1 ... ``most_workers`` workers, and for as many simultaneous bare loops."""
 
     def case(name: str, pipeline: str, **arguments: Any) -> Case:
         arguments = {"pipeline": pipeline, "measured": measured, **arguments}
@@ -53,7 +53,7 @@ def loader_cases(photos: Path, shards: str, most_workers: int, measured: int) ->
 
 
 def memory_cases(shards: dict[str, str], most_workers: int, measured: int) -> list[Case]:
-    """The suite on each set of shards, the same number of batches."""
+    """Return cases for the suite on each set of shards, with the same number of batches."""
     arguments = {"pipeline": "suite", "num_workers": most_workers, "measured": measured}
     return [
         Case(name, "benchmarks.loading.data:measure_loader", {**arguments, "shards": pattern})
@@ -62,7 +62,7 @@ def memory_cases(shards: dict[str, str], most_workers: int, measured: int) -> li
 
 
 def pack(photos: Path, folder: Path) -> str:
-    """Shards of the photos, written once; the pattern that matches them."""
+    """Pack the photos once and return the pattern of the shards."""
     from datamodules.pack import main as pack_shards
 
     if not list(folder.glob("train-*.tar")):
@@ -73,7 +73,7 @@ def pack(photos: Path, folder: Path) -> str:
 
 
 def pack_copies(photos: Path, folder: Path) -> str:
-    """Shards of ten times as many samples, each photo ten times under different keys."""
+    """Pack every photo ten times under different keys and return the pattern of the shards."""
     links = folder.with_name(folder.name + "-links")
     shutil.rmtree(links, ignore_errors=True)
     for path in sorted(photos.rglob("*.jpg")):
@@ -87,12 +87,12 @@ def pack_copies(photos: Path, folder: Path) -> str:
 
 
 def worker_suffix(workers: int) -> str:
-    """End of the names of the cases with this many workers."""
+    """Return the end of the names of the cases with this many workers."""
     return f", {workers} worker{'s' * (workers > 1)}"
 
 
 def speed_section(results: Results, most_workers: int) -> str:
-    """For each number of workers: all against the usual loader, and the suite against the other two of its targets."""
+    """For each number of workers, compare all loaders with the usual one, and the suite with two further references."""
     tables = []
     for suffix in map(worker_suffix, range(1, most_workers + 1)):
         part = {name.removesuffix(suffix): numbers for name, numbers in results.items() if name.endswith(suffix)}
@@ -103,7 +103,7 @@ def speed_section(results: Results, most_workers: int) -> str:
 
 
 def memory_section(results: Results, samples: int) -> str:
-    """Peak memory of main process and largest worker, and what the index of the added samples needs."""
+    """Report peak memory of the main process and the largest worker, and the size of the index of the added samples."""
     lines = ["| case | peak of main process, MiB | peak of largest worker, MiB |", "|---|---|---|"]
     for name, numbers in medians(results).items():
         lines.append(f"| {name} | {numbers['peak_main_mib']:.1f} | {numbers['peak_worker_mib']:.1f} |")
@@ -114,7 +114,7 @@ def memory_section(results: Results, samples: int) -> str:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Command line entry."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loading.data", description=__doc__)
     parser.add_argument(
         "--photos", required=True, type=Path, help="image folder of python -m benchmarks.loading.photos"

@@ -1,4 +1,4 @@
-"""Latents per CPU-second: the suite's cache beside webdataset's members: ``python -m benchmarks.loading.latents``.
+"""Compare latents per CPU-second from the cache and from webdataset: ``python -m benchmarks.loading.latents``.
 
 65,536 latents of 128 x 32 float16 are read in random order in batches of 256, from the page cache.
 """
@@ -28,7 +28,7 @@ WARM_UP = 20
 
 
 def write_webdataset(latents: np.ndarray, folder: Path) -> None:
-    """One .npy member for each latent, as webdataset's own writer stores them."""
+    """Write one .npy member for each latent with webdataset's own writer."""
     import webdataset
 
     folder.mkdir(parents=True)
@@ -46,7 +46,7 @@ def write_cache(latents: np.ndarray, folder: Path) -> None:
 
 
 def webdataset_loader(folder: str, num_workers: int) -> Any:
-    """WebDataset over resampled shards with a full shuffle buffer; each member goes through np.load."""
+    """Return WebDataset over resampled shards with a full shuffle buffer; np.load decodes each member."""
     import webdataset as wds
 
     urls = sorted(glob.glob(f"{folder}/webdataset/*.tar"))
@@ -57,7 +57,7 @@ def webdataset_loader(folder: str, num_workers: int) -> Any:
 
 
 def suite_loader(folder: str, num_workers: int) -> Any:
-    """The training loader of ``datamodules.LatentShards``, which has no end."""
+    """Return the endless training loader of ``datamodules.LatentShards``."""
     import datamodules
 
     data = datamodules.LatentShards(
@@ -68,13 +68,13 @@ def suite_loader(folder: str, num_workers: int) -> Any:
 
 
 def measure_loader(loader: str, folder: str, num_workers: int, measured: int) -> Numbers:
-    """Latents per CPU-second of one of the loaders above."""
+    """Measure latents per CPU-second of one of these loaders."""
     batches = globals()[loader](folder, num_workers)
     return measure_batches(batches, BATCH_SIZE, WARM_UP, measured)
 
 
 def write_data(folder: Path, loaders: set[str]) -> None:
-    """What the loaders read, written once."""
+    """Write the data of the loaders once."""
     latents = np.random.default_rng(0).standard_normal((SAMPLES, *SHAPE), dtype=np.float32).astype(np.float16)
     forms = {"webdataset_loader": ("webdataset", write_webdataset), "suite_loader": ("cache", write_cache)}
     for name, write in (forms[loader] for loader in sorted(loaders)):
@@ -83,9 +83,9 @@ def write_data(folder: Path, loaders: set[str]) -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Command line entry."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loading.latents", description=__doc__)
-    parser.add_argument("--folder", required=True, type=Path, help="where the latents are written and kept (1.4 GB)")
+    parser.add_argument("--folder", required=True, type=Path, help="folder where the latents are kept (1.4 GB)")
     parser.add_argument("--repeats", default=5, type=int)
     parser.add_argument("--only", nargs="+", default=list(CASES), choices=list(CASES), help="cases to run")
     parser.add_argument("--output", type=Path, help="write OUTPUT.md and OUTPUT.json")

@@ -1,4 +1,4 @@
-"""Real photos without a download: ``python -m benchmarks.loading.photos --output FOLDER --count 2000``.
+"""Make real photos without a download: ``python -m benchmarks.loading.photos --output FOLDER --count 2000``.
 
 They are crops of the wallpapers of Debian packages, one class for each photograph, in the sizes and JPEG settings of
 web images. Good for speed; not for quality, since all images of a class show the same thing.
@@ -25,7 +25,7 @@ SHORT_SIDES = (520, 700, 1000)
 
 
 def photographs(folders: tuple[Path, ...] = FOLDERS) -> dict[str, Path]:
-    """Largest version of each photograph among the installed wallpapers, by name.
+    """Return the largest version of each photograph among the installed wallpapers, by name.
 
     Raises:
         FileNotFoundError: if there are none; names the packages.
@@ -49,13 +49,13 @@ def photographs(folders: tuple[Path, ...] = FOLDERS) -> dict[str, Path]:
 
 
 def is_photograph(path: Path) -> bool:
-    """Photographs have noise nearly everywhere; drawings and gradients have neighbours of equal brightness."""
+    """Return whether a picture is a photograph: drawings and gradients have many neighbours of equal brightness."""
     grey = np.asarray(scaled(path, SHORT_SIDES[0]).convert("L"), dtype=np.float32)
     return float((np.abs(np.diff(grey, axis=1)) < 1).mean()) < 0.5 and float(grey.std()) > 10
 
 
 def scaled(path: Path, short_side: int) -> Image.Image:
-    """The picture with this short side; the JPEG decoder does what it can of the scaling."""
+    """Return the picture scaled to a short side; the JPEG decoder does most of the scaling."""
     with Image.open(path) as image:
         image.draft("RGB", (2 * short_side, 2 * short_side))
         picture = image.convert("RGB")
@@ -65,7 +65,7 @@ def scaled(path: Path, short_side: int) -> Image.Image:
 
 
 def crops(path: Path, count: int, rng: np.random.Generator) -> Iterator[Image.Image]:
-    """Random windows of a picture with a short side of 256 to 500 pixels and sides of up to 4:3."""
+    """Yield random windows of a picture with a short side of 256 to 500 pixels and an aspect ratio of up to 4:3."""
     versions = [scaled(path, short_side) for short_side in SHORT_SIDES]
     for number in range(count):
         version = versions[number % len(versions)]
@@ -78,7 +78,7 @@ def crops(path: Path, count: int, rng: np.random.Generator) -> Iterator[Image.Im
 
 
 def write_photos(output: Path, count: int, seed: int = 0) -> None:
-    """Write ``output/<photograph>/<number>.jpg``, the same files at every call."""
+    """Write ``output/<photograph>/<number>.jpg``, equal files at every call."""
     sources = photographs()
     each = np.full(len(sources), count // len(sources)) + (np.arange(len(sources)) < count % len(sources))
     number = 0
@@ -95,7 +95,7 @@ def write_photos(output: Path, count: int, seed: int = 0) -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Command line entry."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loading.photos", description=__doc__)
     parser.add_argument("--output", required=True, type=Path, help="folder for the image folders")
     parser.add_argument("--count", default=2000, type=int, help="number of photos")

@@ -1,4 +1,4 @@
-"""Ways to read the same photos in batches: the usual ones, ours and the limit; each takes a path, gives batches."""
+"""Loaders of the same photos: usual ones, ours, and the limit. Each takes a path and yields batches."""
 
 import glob
 import math
@@ -23,7 +23,7 @@ SHUFFLE_BUFFER = 1000
 
 
 def adm_random_crop(image: Image.Image) -> Image.Image:
-    """The random crop of ADM (Dhariwal and Nichol, guided-diffusion, image_datasets.py), as most codes have it."""
+    """Cut out a random crop as ADM does (Dhariwal and Nichol, guided-diffusion, image_datasets.py)."""
     short_side = random.randint(math.ceil(IMAGE_SIZE / CROP_SCALE[1]), math.ceil(IMAGE_SIZE / CROP_SCALE[0]))
     while min(image.size) >= 2 * short_side:
         image = image.resize((image.width // 2, image.height // 2), resample=Image.Resampling.BOX)
@@ -36,7 +36,7 @@ def adm_random_crop(image: Image.Image) -> Image.Image:
 
 
 def pil_transform() -> Callable[[Image.Image], Tensor]:
-    """PIL image -> (3, H, W) float32 in [-1, 1]: the usual chain of torchvision's first transforms."""
+    """Return a transform from a PIL image to (3, H, W) float32 in [-1, 1], the usual chain of torchvision's v1."""
     from torchvision import transforms
 
     return transforms.Compose(
@@ -50,7 +50,7 @@ def pil_transform() -> Callable[[Image.Image], Tensor]:
 
 
 class FastTransform:
-    """Encoded image -> (3, H, W) uint8 with the suite's own functions; one rng for each process."""
+    """Turns an encoded image into (3, H, W) uint8 with the suite's functions; each process has one rng."""
 
     def __init__(self) -> None:
         self.rng: np.random.Generator | None = None
@@ -67,7 +67,7 @@ class FastTransform:
 
 
 def image_folder(photos: str, num_workers: int, batches: int) -> DataLoader[Any]:
-    """torchvision's ImageFolder and a DataLoader; the order goes on over epochs without a pause."""
+    """Return torchvision's ImageFolder in a DataLoader; the order continues over epochs without a pause."""
     from torch.utils.data import RandomSampler
     from torchvision.datasets import ImageFolder
 
@@ -79,7 +79,7 @@ def image_folder(photos: str, num_workers: int, batches: int) -> DataLoader[Any]
 
 
 def webdataset(shards: str, num_workers: int, fast: bool) -> Any:
-    """WebDataset over resampled shards with a full shuffle buffer of encoded samples, batched in the workers."""
+    """Return WebDataset over resampled shards with a full shuffle buffer of encoded samples, batched in the workers."""
     import webdataset as wds
 
     urls = sorted(glob.glob(shards))
@@ -97,7 +97,7 @@ def webdataset(shards: str, num_workers: int, fast: bool) -> Any:
 
 
 def suite(shards: str, num_workers: int) -> DataLoader[Any]:
-    """The training loader of ``datamodules.ImageShards``, which has no end."""
+    """Return the endless training loader of ``datamodules.ImageShards``."""
     from datamodules import ImageShards, Loading
 
     data = ImageShards(
@@ -115,10 +115,10 @@ def suite(shards: str, num_workers: int) -> DataLoader[Any]:
 
 
 def bare_loop(photos: str, companions: int) -> Iterator[Tensor]:
-    """The encoded photos in memory, decoded and cropped into one batch by this process: nothing else to do.
+    """Decode and crop photos that are already in memory into one batch, in this process: the limit of any loader.
 
-    Companions are processes that do the same, unmeasured: cores share caches and clock, so that a loader with two busy
-    workers has to be compared with one of two busy loops.
+    Companions are processes that do the same and are not measured. Cores share caches and clock, so a loader with two
+    busy workers must be compared with one of two busy loops.
     """
     encoded = [path.read_bytes() for path in sorted(Path(photos).rglob("*.jpg"))]
     for _ in range(companions):
@@ -127,13 +127,13 @@ def bare_loop(photos: str, companions: int) -> Iterator[Tensor]:
 
 
 def crop_for_ever(encoded: list[bytes]) -> None:
-    """What a companion does."""
+    """Crop without end, as a companion."""
     for _ in crop_batches(encoded):
         pass
 
 
 def crop_batches(encoded: list[bytes]) -> Iterator[Tensor]:
-    """Random crops of random images, in the memory layout that decoding and cropping give."""
+    """Yield batches of random crops of random images, in the memory layout of decoding and cropping."""
     transform, order = FastTransform(), np.random.default_rng(0)
     batch = torch.empty(BATCH_SIZE, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     while True:

@@ -1,4 +1,4 @@
-"""How well an order mixes classes: ``python -m benchmarks.loading.shuffle``.
+"""Measure how well an order mixes classes: ``python -m benchmarks.loading.shuffle``.
 
 This is a simulation: it reads no data and measures no time.
 
@@ -17,13 +17,13 @@ BATCHES = 1000
 
 
 def labels() -> np.ndarray:
-    """(n,) label of each sample in stored order: all of class 0, then all of class 1 and so on."""
+    """Return the (n,) label of each sample in stored order: all of class 0, then all of class 1 and so on."""
     count = SHARDS * SAMPLES_PER_SHARD
     return np.arange(count) * CLASSES // count
 
 
 def buffered(shards: np.ndarray, size: int, rng: random.Random) -> Iterator[int]:
-    """Samples of shards as webdataset's ``shuffle(size, initial=size)`` gives them: each drawn from a full buffer."""
+    """Yield samples of shards as webdataset's ``shuffle(size, initial=size)`` does: each drawn from a full buffer."""
     buffer: list[int] = []
     for shard in shards.tolist():
         for sample in range(shard * SAMPLES_PER_SHARD, (shard + 1) * SAMPLES_PER_SHARD):
@@ -38,7 +38,7 @@ def buffered(shards: np.ndarray, size: int, rng: random.Random) -> Iterator[int]
 
 
 def buffered_batches(size: int, processes: int, seed: int = 0) -> np.ndarray:
-    """(batches, 256) samples: shuffled shards split among processes, each with its buffer and its share of a batch."""
+    """Return (batches, 256) samples of shuffled shards; each process has a buffer and fills a share of a batch."""
     shards = np.random.default_rng(seed).permutation(SHARDS)
     streams = [
         np.fromiter(buffered(shards[process::processes], size, random.Random(process)), dtype=np.int64)
@@ -50,7 +50,7 @@ def buffered_batches(size: int, processes: int, seed: int = 0) -> np.ndarray:
 
 
 def window_batches(window: int | None) -> np.ndarray:
-    """(batches, 256) samples in the suite's order of the first epoch."""
+    """Return (batches, 256) samples in the suite's order of the first epoch."""
     from datamodules.order import EpochShuffle
 
     order = EpochShuffle([SAMPLES_PER_SHARD] * SHARDS, 0, window)(0)
@@ -59,14 +59,14 @@ def window_batches(window: int | None) -> np.ndarray:
 
 
 def distinct_classes(batches: np.ndarray) -> tuple[float, float]:
-    """Mean number of classes in a batch, and the number that 95 % of the batches exceed."""
+    """Return the mean number of classes in a batch, and the number that 95 % of the batches exceed."""
     chosen = batches[np.linspace(0, len(batches) - 1, BATCHES).astype(int)]
     counts = [len(np.unique(row)) for row in labels()[chosen]]
     return float(np.mean(counts)), float(np.percentile(counts, 5))
 
 
 def shuffle_table() -> str:
-    """Markdown: classes per batch of the suite's orders and of shuffle buffers."""
+    """Return Markdown: classes per batch of the suite's orders and of shuffle buffers."""
     orders = {"all samples together (default)": window_batches(None)}
     orders |= {f"window of {window} shards": window_batches(window) for window in WINDOWS}
     for processes in (8, 1):

@@ -63,13 +63,11 @@ class LatentWriter(Callback):
         }
         self.output.mkdir(parents=True, exist_ok=True)
         finished = {split: self.finished(data, split) for split in SPLITS} if trainer.is_global_zero else {}
-        if trainer.is_global_zero:  # nobody may read the cache until all shards are complete again
+        if trainer.is_global_zero:  # the cache must not be read until all shards are complete
             (self.output / MANIFEST).unlink(missing_ok=True)
         data.finished_shards = trainer.strategy.broadcast(finished)  # equal on all processes, which share the rest
         count = sum(map(len, data.finished_shards.values()))
-        rank_zero_info(
-            f"writing latents to {self.output}" + (f": {count} shards are complete already" if count else "")
-        )
+        rank_zero_info(f"writing latents to {self.output}" + (f": {count} shards are complete" if count else ""))
 
     def paths(self, data: Any, split: str) -> dict[int, Path]:
         """Return the path of every shard of a split that has samples, by its number."""

@@ -1,4 +1,4 @@
-"""Stores sampled images: one npz file as the ADM evaluation suite reads it, PNG files, or both."""
+"""Stores sampled images as an npz file that the ADM evaluation suite reads, as PNG files, or both."""
 
 import hashlib
 import json
@@ -17,10 +17,10 @@ from maetok.formats.files import atomic_write, partial_path, write_text
 
 
 class SampleWriter(Callback):
-    """Writes a block of images at a time while ``predict`` runs, and puts them together when all are there.
+    """Writes a block of images at a time while ``predict`` runs, and joins the blocks when all are complete.
 
-    Processes take whole blocks. A block gets its name when it is complete, so a killed run goes on with the missing
-    ones. No more than a block is in memory at once.
+    Processes take whole blocks. A block gets its name when it is complete, so a killed run resumes with the missing
+    blocks. At most one block is in memory.
 
     Args:
         output: folder of the samples; ``samples.npz`` holds ``arr_0`` (N, H, W, 3) uint8 and ``labels`` (N,) int64.
@@ -30,7 +30,7 @@ class SampleWriter(Callback):
 
     def __init__(self, output: str, npz: bool = True, png: bool = False) -> None:
         if not (npz or png):
-            raise ValueError("SampleWriter writes nothing with npz=False and png=False: set one of them")
+            raise ValueError("SampleWriter writes nothing with npz=False and png=False: set one of them to true")
         self.output, self.npz, self.png = Path(output), npz, png
         self.identity: dict[str, Any] = {}
         self.parts: list[np.ndarray] = []
@@ -38,27 +38,27 @@ class SampleWriter(Callback):
 
     @property
     def blocks(self) -> Path:
-        """Where blocks lie until all are there."""
+        """Folder of the blocks until all are complete."""
         return self.output / "blocks"
 
     @property
     def results(self) -> list[Path]:
-        """What is made of the blocks."""
+        """The files and folders that the blocks are joined into."""
         return [self.output / "samples.npz"] * self.npz + [self.output / "images"] * self.png
 
     def complete(self) -> bool:
-        """Whether all results are there."""
+        """Return whether all results exist."""
         return all(path.exists() for path in self.results)
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Find out which blocks are there already.
+        """Find the blocks that are complete.
 
         Raises:
             FileExistsError: if the folder holds samples of another checkpoint or other settings.
         """
         if stage != "predict":
             return
-        # The order gives every sample once, which its tests show; and a process may have no block left.
+        # The order yields every sample once, as its tests show, and a process may have no block left to sample.
         warnings.filterwarnings("ignore", "You are using a custom batch sampler|Total length of `.*`")
         data = trainer.datamodule  # type: ignore[attr-defined]
         self.identity = {
@@ -73,12 +73,12 @@ class SampleWriter(Callback):
             everything = range(len(data.index("train").shard_samples))
             there = (int(path.stem) for path in self.blocks.glob("[0-9]*.npy"))
             finished["train"] = list(everything) if self.complete() else sorted(there)
-        data.finished_shards = trainer.strategy.broadcast(finished)  # the same on all, who share out the rest
+        data.finished_shards = trainer.strategy.broadcast(finished)  # equal on all processes, which share the rest
         count = len(data.finished_shards["train"])
-        rank_zero_info(f"writing samples to {self.output}" + (f": {count} blocks are there already" if count else ""))
+        rank_zero_info(f"writing samples to {self.output}" + (f": {count} blocks are complete" if count else ""))
 
     def check_identity(self, images: list[Path]) -> None:
-        """Compare what is to be sampled with the note beside images that are there already."""
+        """Raise FileExistsError if ``sampling.json`` beside existing images states another identity."""
         note = self.output / "sampling.json"
         known = json.loads(note.read_text()) if note.is_file() else {}
         if known != self.identity and any(path.exists() for path in [note, *images]):
@@ -88,18 +88,18 @@ class SampleWriter(Callback):
             )
 
     def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Note what is sampled."""
+        """Record the identity of the samples."""
         if trainer.is_global_zero:
             write_text(self.output / "sampling.json", json.dumps(self.identity, indent=1))
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Tensor, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Collect the images of one block, and write it when its last image has come."""
+        """Collect the images of one block, and write it after its last image."""
         after = int(batch["position"])
         ends = np.cumsum(trainer.datamodule.index("train").shard_samples)  # type: ignore[attr-defined]
         block = int(np.searchsorted(ends, after))
-        if self.current != block:  # one that limit_predict_batches cut short is not written
+        if self.current != block:  # a block that limit_predict_batches cut short is not written
             self.current, self.parts = block, []
         self.parts.append(outputs.cpu().numpy())
         if after == ends[block]:
@@ -107,7 +107,7 @@ class SampleWriter(Callback):
                 np.save(file, np.concatenate(self.parts))
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Put the blocks of all processes together once they are complete."""
+        """Join the blocks of all processes when they are complete."""
         if stage != "predict":
             return
         trainer.strategy.barrier()
@@ -128,7 +128,7 @@ class SampleWriter(Callback):
 
 
 def write_npz(paths: list[Path], labels: np.ndarray, output: Path) -> None:
-    """Join blocks (n, H, W, 3) uint8 into one uncompressed npz file without holding more than one of them."""
+    """Join blocks (n, H, W, 3) uint8 into one uncompressed npz file, with at most one block in memory."""
     first = np.load(paths[0], mmap_mode="r")
     shape = (len(labels), *first.shape[1:])
     with atomic_write(output) as partial, zipfile.ZipFile(partial, "w", allowZip64=True) as archive:
