@@ -1,10 +1,10 @@
-"""Checkpoints on disk: one file, or a folder into which every process writes its share of sharded tensors.
+"""Checkpoints on disk: one file, or a folder into which every process writes its shards.
 
-A file is what ``torch.save`` makes of the checkpoint, a dict with ``state_dict`` and ``optimizer_states`` and whatever
-else. A folder holds the tensors of these two as ``torch.distributed.checkpoint`` writes them, under the names of
-:func:`split`, and everything else in ``rest.pt``. Either can be read by any number of processes, sharded or not.
+A file holds the checkpoint as ``torch.save`` writes it: a dict with ``state_dict``, ``optimizer_states`` and other
+entries. A folder holds the tensors of these two as ``torch.distributed.checkpoint`` writes them, under the names of
+:func:`split`, and ``rest.pt`` with everything else. Any number of processes can read either, sharded or not.
 
-Both are written under a hidden name, flushed to the disk and renamed, so a name never stands for half a checkpoint.
+Both are written under a hidden name, flushed to the disk and renamed, so a named checkpoint is always complete.
 """
 
 import copy
@@ -35,15 +35,15 @@ Checkpoint = dict[str, Any]
 
 
 def is_complete(path: Path) -> bool:
-    """Whether there is a checkpoint of this name, a file or a folder."""
+    """Return whether a complete checkpoint, a file or a folder, has this name."""
     return path.is_file() or ((path / REST).is_file() and (path / INDEX).is_file())
 
 
 def split(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], Checkpoint]:
-    """Tensors of weights and optimizer states by name, and the checkpoint without them.
+    """Return the tensors of weights and optimizer states by name, and the checkpoint without them.
 
-    Names are ``state_dict.<name>`` and ``optimizer_states.<optimizer>.<parameter>.<name>``, the latter with numbers of
-    optimizers and parameters.
+    Names are ``state_dict.<name>`` and ``optimizer_states.<optimizer>.<parameter>.<name>``, where optimizers and
+    parameters are numbers.
     """
     tensors = {f"{WEIGHTS}.{name}": value for name, value in checkpoint[WEIGHTS].items() if isinstance(value, Tensor)}
     rest = {**checkpoint, WEIGHTS: {k: v for k, v in checkpoint[WEIGHTS].items() if not isinstance(v, Tensor)}}
@@ -58,7 +58,7 @@ def split(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], Checkpoint]
 
 
 def join(tensors: Mapping[str, Tensor], rest: Checkpoint) -> Checkpoint:
-    """The inverse of :func:`split`; ``rest`` is changed."""
+    """Invert :func:`split`; changes ``rest``."""
     for full_name, tensor in tensors.items():
         kind, name = full_name.split(".", 1)
         if kind == WEIGHTS:
@@ -70,23 +70,23 @@ def join(tensors: Mapping[str, Tensor], rest: Checkpoint) -> Checkpoint:
 
 
 def stored_tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
-    """Size and dtype of the tensors of a folder by name."""
+    """Return size and dtype of the tensors of a folder by name."""
     found = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
     return {name: entry for name, entry in found.items() if isinstance(entry, TensorStorageMetadata)}
 
 
 def read_tensors(folder: Path, prefix: str = "") -> dict[str, Tensor]:
-    """The whole tensors of a folder whose names begin with ``prefix``, on the CPU; each process reads by itself."""
+    """Return the whole tensors of a folder whose names begin with ``prefix``, on the CPU; not collective."""
     stored = {name: entry for name, entry in stored_tensors(folder).items() if name.startswith(prefix)}
     tensors: dict[str, Any] = {name: torch.empty(e.size, dtype=e.properties.dtype) for name, e in stored.items()}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # that is what no_dist asks for
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # no_dist asks for that
         dcp.load(tensors, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
     return tensors
 
 
 def read_checkpoint(path: Path, weights_only: bool = True, mmap: bool = False) -> Checkpoint:
-    """The whole checkpoint of a file or folder, on the CPU; of a file not yet read from the disk with ``mmap``."""
+    """Return the whole checkpoint of a file or folder, on the CPU; with ``mmap`` a file is read only on use."""
     if path.is_dir():
         rest = torch.load(path / REST, map_location="cpu", weights_only=weights_only)
         return join(read_tensors(path), rest)
@@ -94,7 +94,7 @@ def read_checkpoint(path: Path, weights_only: bool = True, mmap: bool = False) -
 
 
 def read_weights(path: Path, prefix: str = "") -> dict[str, Tensor]:
-    """Weights of a checkpoint whose names begin with ``prefix``, on the CPU; a file is read only when they are used."""
+    """Return the weights whose names begin with ``prefix``, on the CPU; weights of a file are read only on use."""
     if path.is_dir():
         tensors = read_tensors(path, f"{WEIGHTS}.{prefix}")
         return {name.removeprefix(f"{WEIGHTS}."): value for name, value in tensors.items()}
@@ -106,8 +106,8 @@ class CheckpointFiles:
     """Writes and reads checkpoints; has the methods of Lightning's ``CheckpointIO``.
 
     Args:
-        asynchronous: return as soon as everything is copied to the memory of the host, and write while training goes
-            on. An error in writing is raised by the next save or :meth:`wait`.
+        asynchronous: return as soon as everything is copied to host memory, and write while training continues. The
+            next save or :meth:`wait` raises an error that occurred while writing.
     """
 
     def __init__(self, asynchronous: bool = False) -> None:
@@ -117,7 +117,7 @@ class CheckpointFiles:
         self.processes: Any = None
 
     def save_checkpoint(self, checkpoint: Checkpoint, path: str | Path, storage_options: Any = None) -> None:
-        """Write a folder if weights are sharded, which all processes must do together, and a file otherwise."""
+        """Write a folder if weights are sharded (collective), and a file otherwise."""
         self.wait()
         path = Path(path)
         if any(isinstance(value, DTensor) for value in checkpoint[WEIGHTS].values()):
@@ -128,17 +128,17 @@ class CheckpointFiles:
             write_file(checkpoint, path)
 
     def save_folder(self, tensors: dict[str, Tensor], rest: Checkpoint, path: Path) -> None:
-        """Write this process's share of the tensors; the first process writes the rest, and renames."""
+        """Write this process's shards; the first process writes the rest and renames the folder."""
         first, hidden = dist.get_rank() == 0, partial_path(path)
         serialized = io.BytesIO()
-        torch.save(rest, serialized)  # now, for counters go on counting
+        torch.save(rest, serialized)  # now, because counters keep counting
         if first:
             remove(hidden)
             hidden.mkdir(parents=True)
         dist.barrier()
         writer = dcp.FileSystemWriter(hidden)
         if self.asynchronous:
-            # A process group of its own: training communicates at the same time.
+            # Training communicates at the same time, so this needs its own process group.
             self.processes = self.processes or dist.new_group(backend="gloo")
             written = dcp.async_save(tensors, storage_writer=writer, process_group=self.processes)
             self.pending = self.thread().submit(finish_folder, written, serialized if first else None, path)
@@ -148,7 +148,7 @@ class CheckpointFiles:
             dist.barrier()
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
-        """The checkpoint that the first process names, whole and on the CPU."""
+        """Return the checkpoint that the first process names, whole and on the CPU."""
         self.wait()
         return read_checkpoint(Path(gather_over_ranks(str(path))[0]), weights_only is not False)
 
@@ -157,7 +157,7 @@ class CheckpointFiles:
         remove(Path(path))
 
     def wait(self) -> None:
-        """Return when everything is on the disk; raises what went wrong in writing it."""
+        """Wait until everything is on the disk; raise an error that occurred while writing."""
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.result()
@@ -165,20 +165,20 @@ class CheckpointFiles:
     teardown = wait
 
     def thread(self) -> ThreadPoolExecutor:
-        """The thread that writes."""
+        """Return the writing thread."""
         self.writer = self.writer or ThreadPoolExecutor(1, "checkpoint")
         return self.writer
 
 
 def write_file(checkpoint: Checkpoint, path: Path) -> None:
-    """Write one file, so that it is either there and complete or not there."""
+    """Write one file, which is either complete or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_and_flush(checkpoint, partial_path(path))
     publish(path)
 
 
 def finish_folder(written: Any, rest: io.BytesIO | None, path: Path) -> None:
-    """When all processes have written their tensors, add the rest, if this process has it, and give it its name."""
+    """Wait for the tensors of all processes; on the process with ``rest``, write it and rename the folder."""
     if written is not None:
         written.result()
     if rest is not None:
@@ -187,7 +187,7 @@ def finish_folder(written: Any, rest: io.BytesIO | None, path: Path) -> None:
 
 
 def write_and_flush(content: Any, path: Path) -> None:
-    """Write bytes, or an object by ``torch.save``, and wait until the disk has them."""
+    """Write bytes, or any object with ``torch.save``, and wait until they are on the disk."""
     with open(path, "wb") as file:
         file.write(content) if isinstance(content, memoryview) else torch.save(content, file)
         file.flush()
@@ -195,14 +195,14 @@ def write_and_flush(content: Any, path: Path) -> None:
 
 
 def publish(path: Path) -> None:
-    """Give a complete checkpoint its name; one of the same name is replaced."""
+    """Rename a complete checkpoint to its final name, replacing an older one."""
     if path.is_dir() or partial_path(path).is_dir():  # only a file replaces a file in one step
         remove(path)
     files.publish(partial_path(path), path)
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder if it is there; a folder loses its name before its content."""
+    """Remove a file or folder if it exists; a folder loses its name before its content."""
     if path.is_dir():
         hidden = path if path.name.startswith(".") else path.with_name(f".{path.name}.removed")
         if hidden != path:
@@ -214,7 +214,7 @@ def remove(path: Path) -> None:
 
 
 def remove_partial(folders: Iterable[Path]) -> None:
-    """Remove what killed processes have left half written or half removed."""
+    """Remove checkpoints that killed processes left partly written or partly removed."""
     for folder in folders:
         for pattern in (".*.partial", ".*.removed"):
             for path in folder.glob(pattern):
@@ -222,7 +222,7 @@ def remove_partial(folders: Iterable[Path]) -> None:
 
 
 def on_host(value: Any) -> Any:
-    """A copy that training does not change, with tensors on the CPU."""
+    """Return a copy that training does not change, with tensors on the CPU."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

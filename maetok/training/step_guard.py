@@ -1,4 +1,4 @@
-"""Skip optimizer steps whose loss or gradient is not finite, on all processes together, without waiting for a GPU."""
+"""Skips optimizer steps whose loss or gradient is not finite, on all processes together, without waiting for a GPU."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from maetok.runtime.distributed import mean_over_ranks
 
 @dataclass
 class Verdict:
-    """Whether one optimizer stepped, as tensors on the device of its loss: reading them waits for that device."""
+    """Verdict on one optimizer's step, as tensors on the device of its loss: reading them waits for that device."""
 
     skipped: Tensor
     """() float32, the same on all processes: 1 if the step was skipped, 0 if it was taken."""
@@ -23,7 +23,7 @@ class Verdict:
     gradient_norm: Tensor
     """() float32, before clipping."""
     own_losses: Tensor
-    """(micro-batches,) float32, those of this process."""
+    """(micro-batches,) float32, the losses of this process."""
 
 
 class StepGuard:
@@ -45,9 +45,9 @@ class StepGuard:
         self.losses.setdefault(index, []).append(loss.detach().float())
 
     def step(self, index: int, gradient_norm: Tensor, optimizer: Optimizer, step: Callable[[], Any]) -> None:
-        """Call ``step``, which steps ``optimizer``, so that nothing moves if the step is to be skipped.
+        """Call ``step``, which steps ``optimizer``, so that nothing changes if the step must be skipped.
 
-        Collective: all processes call it for the same optimizers in the same order.
+        All processes call this together, for the same optimizers in the same order.
         """
         if index == 0:
             self.verdicts = {}
@@ -55,7 +55,7 @@ class StepGuard:
         step_unless(self.verdicts[index].skipped, optimizer, step)
 
     def judge(self, index: int, gradient_norm: Tensor) -> Verdict:
-        """The verdict, agreed by one all-reduce of two numbers."""
+        """Return the verdict, on which processes agree by one all-reduce of two numbers."""
         own_losses, norm = torch.stack(self.losses.pop(index)), gradient_norm.detach().float()
         loss = own_losses.mean()
         bad = (~(loss.isfinite() & norm.isfinite())).float()
@@ -69,8 +69,8 @@ def step_unless(skipped: Tensor, optimizer: Optimizer, step: Callable[[], Any]) 
     """Call ``step``, which steps ``optimizer``; if ``skipped`` () is 1, neither its parameters nor its state change.
 
     A fused Adam or AdamW reads ``skipped`` on its device, as it reads the overflow flag of ``torch.amp.GradScaler``.
-    For other optimizers this process waits for the value, and a skipped step is one without gradients. Fused SGD is
-    among these: with the flag at its first step its momentum would be memory that nothing was written to.
+    For other optimizers this process waits for the value, and skips by stepping without gradients. This includes fused
+    SGD: with the flag set at its first step, its momentum would be uninitialised memory.
     """
     if isinstance(optimizer, Adam) and all(group["fused"] for group in optimizer.param_groups):
         optimizer.found_inf = skipped  # type: ignore[attr-defined]
@@ -83,7 +83,7 @@ def step_unless(skipped: Tensor, optimizer: Optimizer, step: Callable[[], Any]) 
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether all floating-point tensors are finite on all processes; of a sharded tensor each looks at its shard."""
+    """Return whether all floating-point tensors are finite on all processes; each process checks its shards."""
     shards = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
     finite = [shard.detach().isfinite().all() for shard in shards if shard.is_floating_point()]
     bad = ~torch.stack(finite).all()

@@ -1,8 +1,8 @@
-"""What a training needs on GPUs, without any: ``python -m tools.plan --config FILE --nodes N --gpus-per-node G``.
+"""Predict what a training needs on GPUs: ``python -m tools.plan --config FILE --nodes N --gpus-per-node G``.
 
 Prints memory per GPU, bytes sent per step and an estimated step time for DDP, FSDP2 and hybrid sharding, each without
-and with activation checkpointing. Networks are built from the real config without memory and without pretrained
-weights; nothing is downloaded. docs/planning.md explains the numbers and what they are checked against.
+and with activation checkpointing. It needs no GPU: networks are built from the real config without memory and
+without pretrained weights; nothing is downloaded. docs/planning.md explains the numbers and how they are checked.
 """
 
 import argparse
@@ -28,49 +28,49 @@ from tools.plan.time import MACHINES, Cluster, step_time, transfers
 
 GIBIBYTE = 2**30
 WEIGHTS = {"pretrained": False, "checkpoint_path": "", "init_from": None, "denoiser_from": None, "guide_from": None}
-"""Config keys that name weights, and what they are when there are none."""
+"""Config keys that name weights, and their values without weights."""
 RESERVE = 0.1
 """Share of the GPU's memory for the CUDA context, library workspaces and fragmentation."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What does not depend on the number of nodes, of one config."""
+    """The part of a plan that does not depend on the number of nodes."""
 
     networks: list[Trained]
     frozen: list[nn.Module]
     costs: dict[bool, StepCost]
-    """Of one micro-batch, without and with activation checkpointing."""
+    """Cost of one micro-batch, without and with activation checkpointing."""
     precision: str
     samples: int
-    """Per micro-batch and GPU."""
+    """Samples per micro-batch and GPU."""
     micro_batches: int
 
     @property
     def parameter_bytes(self) -> int:
-        """Bytes of a parameter in the dtype of the computation."""
+        """Return the bytes of a parameter in the dtype of the computation."""
         return 2 if self.precision == "bf16-mixed" else 4
 
 
 def read_config(arguments: Sequence[str]) -> dict[str, Any]:
-    """The config of ``main.py fit`` with these arguments, defaults included."""
+    """Return the config of ``main.py fit`` with these arguments, defaults included."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         command_line(["fit", *arguments, "--print_config"])
     if not text.getvalue():
-        raise SystemExit(2)  # the command line has said what is wrong
+        raise SystemExit(2)  # the command line has printed the error
     return yaml.safe_load(text.getvalue())
 
 
 def without_weights(node: Any) -> Any:
-    """A config whose networks are built without files and downloads."""
+    """Return a config whose networks need no files and no downloads."""
     if isinstance(node, dict):
         return {key: WEIGHTS[key] if key in WEIGHTS else without_weights(value) for key, value in node.items()}
     return [without_weights(value) for value in node] if isinstance(node, list) else node
 
 
 def build_task(config: dict[str, Any], activation_checkpointing: bool) -> Task:
-    """The task of a config, on the meta device; blocks are not compiled, since that changes no size."""
+    """Build the task of a config on the meta device, without compiling, which changes no size."""
     model = without_weights(config["model"])
     model["init_args"] |= {"activation_checkpointing": activation_checkpointing, "compile": False}
     parser = LightningArgumentParser()
@@ -82,7 +82,7 @@ def build_task(config: dict[str, Any], activation_checkpointing: bool) -> Task:
 
 
 def batch_maker(task: Task, data: dict[str, Any], samples: int) -> Callable[[], dict[str, Tensor]]:
-    """Makes a batch of one process of the kind that the datamodule gives."""
+    """Return a function that makes a batch of one process, as the datamodule would."""
     if "cache" in data:
         denoiser: Any = task.denoiser
         name, shape = "latents", (denoiser.latent_tokens, denoiser.latent_channels)
@@ -110,9 +110,9 @@ def make_plan(config: dict[str, Any], world_size: int) -> Plan:
 
 
 def gathered_bytes(networks: Sequence[Trained], parameter_bytes: int) -> int:
-    """Largest size of what FSDP2 holds beside its shards: everything outside blocks, two blocks, gradients of one.
+    """Return the most bytes that FSDP2 holds besides shards: all outside blocks, two blocks, gradients of one block.
 
-    The second block is prefetched; gradients are in the dtype of the computation, and in float32 for the reduction.
+    The second block is prefetched. Gradients exist in the dtype of the computation and, for the reduction, in float32.
     """
     total = 0
     for trained in networks:
@@ -124,12 +124,12 @@ def gathered_bytes(networks: Sequence[Trained], parameter_bytes: int) -> int:
 
 
 def count(network: nn.Module) -> int:
-    """Number of parameters."""
+    """Return the number of parameters."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def memory_column(plan: Plan, cluster: Cluster, strategy: Strategy, checkpointing: bool) -> dict[str, float]:
-    """Bytes by kind on the GPU that has most."""
+    """Return bytes by kind on the GPU with the most."""
     state, cost = expected_bytes(plan.networks, cluster.world_size, strategy, cluster.nodes), plan.costs[checkpointing]
     sharded = strategy != "ddp"
     copies = cost.weight_copies if sharded else 0
@@ -151,7 +151,7 @@ def memory_column(plan: Plan, cluster: Cluster, strategy: Strategy, checkpointin
 def time_column(
     plan: Plan, cluster: Cluster, strategy: Strategy, checkpointing: bool, options: Any
 ) -> dict[str, float]:
-    """Gigabytes sent and seconds."""
+    """Return gigabytes sent and seconds by kind."""
     state = expected_bytes(plan.networks, cluster.world_size, strategy, cluster.nodes)
     sent = transfers(plan.networks, cluster, strategy, plan.parameter_bytes, plan.micro_batches)
     flops = plan.costs[checkpointing].flops * plan.micro_batches
@@ -160,7 +160,7 @@ def time_column(
     samples = plan.samples * plan.micro_batches * cluster.world_size
     return {
         "GB sent": sum(transfer.sent for transfer in sent) / 1e9,
-        "of it between nodes": sum(transfer.sent for transfer in sent if transfer.between_nodes) / 1e9,
+        "GB sent between nodes": sum(transfer.sent for transfer in sent if transfer.between_nodes) / 1e9,
         "seconds: computation": time.compute,
         "seconds: update": time.update,
         "seconds: communication": time.communication,
@@ -171,7 +171,7 @@ def time_column(
 
 
 def table(columns: dict[str, dict[str, float]], scale: float = 1.0, digits: int = 2) -> list[str]:
-    """Lines of a table with one column for each entry."""
+    """Return the lines of a table with one column per entry."""
     rows = list(next(iter(columns.values())))
     lines = [" " * 34 + "".join(f"{name:>11}" for name in columns)]
     for row in rows:
@@ -180,7 +180,7 @@ def table(columns: dict[str, dict[str, float]], scale: float = 1.0, digits: int 
 
 
 def report(title: str, plan: Plan, cluster: Cluster, options: Any) -> list[str]:
-    """The lines to print for one config."""
+    """Return the lines to print for one config."""
     strategies = [s for s in get_args(Strategy) if s != "hsdp" or cluster.nodes > 1]
     cases = [(strategy, checkpointing) for strategy in strategies for checkpointing in (False, True)]
     names = [f"{strategy}{' +ac' if checkpointing else ''}" for strategy, checkpointing in cases]
@@ -207,7 +207,7 @@ def report(title: str, plan: Plan, cluster: Cluster, options: Any) -> list[str]:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options; ``others`` are those of ``main.py fit``."""
+    """Parse options; ``others`` go to ``main.py fit``."""
     parser = argparse.ArgumentParser(prog="python -m tools.plan", description=__doc__)
     parser.add_argument("--config", action="append", default=[], help="config file; later ones win")
     parser.add_argument("--nodes", type=int, default=1)
@@ -215,7 +215,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--memory", type=float, default=80, help="GiB per GPU")
     parser.add_argument("--gpu", choices=MACHINES, default="h100", help="peak rates and bandwidths")
     parser.add_argument("--utilisation", type=float, default=0.4, help="share of the GPU's peak rate that is reached")
-    parser.add_argument("--link-utilisation", type=float, default=0.7, help="the same of the bandwidth of links")
+    parser.add_argument(
+        "--link-utilisation", type=float, default=0.7, help="share of the links' bandwidth that is reached"
+    )
     options, options.others = parser.parse_known_args(arguments)
     if min(options.nodes, options.gpus_per_node) < 1:
         parser.error(f"--nodes {options.nodes} and --gpus-per-node {options.gpus_per_node} must be positive")
@@ -223,8 +225,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Plan what the command line asks for."""
-    warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # which is given on purpose
+    """Print the plan for a command line."""
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # given on purpose
     warnings.filterwarnings("ignore", ".*copying from a non-meta parameter")  # only sizes matter
     options = parse(arguments)
     cluster = Cluster(options.nodes, options.gpus_per_node)

@@ -1,7 +1,7 @@
-"""Host memory of each of two processes when a sharded training of stage 3 begins, with and without the meta device.
+"""Host memory of two processes at the start of a sharded training of stage 3, with and without the meta device.
 
-``python -m tools.plan.host_memory --config configs/experiment/imagenet256_sit_l.yaml`` runs the real command line until
-networks are sharded and optimizers built, with a random tokenizer and no data, and prints a table.
+``python -m tools.plan.host_memory --config configs/experiment/imagenet256_sit_l.yaml`` runs the real command line, with
+a random tokenizer and no data, until networks are sharded and optimizers built. It prints a table.
 """
 
 import argparse
@@ -19,19 +19,19 @@ from lightning.pytorch import Callback
 from maetok.runtime.memory import process_memory
 
 OVERLAY = "configs/overlay/fsdp.yaml"
-DATA = "lightning.pytorch.demos.boring_classes.BoringDataModule"  # no training step comes to ask for a batch
+DATA = "lightning.pytorch.demos.boring_classes.BoringDataModule"  # training ends before the first batch
 GIBIBYTE = 2**30
 
 
 class ReportMemory(Callback):
-    """Writes what memory a process has and has had at the beginning of ``fit``, and ends it there."""
+    """Writes the current and peak memory of a process at the start of ``fit``, and ends the process."""
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Note the memory before sharding."""
         self.built = process_memory("VmRSS")
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Networks are sharded, optimizers built."""
+        """Write the memory after networks are sharded and optimizers built."""
         numbers = {"built": self.built, "sharded": process_memory("VmRSS"), "peak": process_memory("VmHWM")}
         (Path(trainer.default_root_dir) / f"{trainer.global_rank}.json").write_text(json.dumps(numbers))
         dist.barrier()
@@ -39,7 +39,7 @@ class ReportMemory(Callback):
 
 
 def measure(config: Path, meta_device: bool) -> list[dict[str, int]]:
-    """Bytes of the first and of the second process; raises CalledProcessError if the command line fails."""
+    """Return the bytes of the first and second process; raise CalledProcessError if the command line fails."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "main.py", "fit", f"--config={config}", f"--config={OVERLAY}", f"--data={DATA}"]
         command += ["--model.init_args.init_from=null", "--trainer.accelerator=cpu", "--trainer.devices=2"]

@@ -1,8 +1,8 @@
-"""One training step of a real task on fake tensors, which have shapes but no memory: its live bytes and its FLOPs.
+"""Live bytes and FLOPs of a training step, measured on fake tensors, which have shapes but no memory.
 
 The task's own ``training_step`` runs, forward and backward, with all its networks, losses and the discriminator. The
-device is called ``cpu``, since torch without CUDA cannot run backward on fake GPU tensors; attention goes through the
-fused kernel as on a GPU, and autocast is that of the CPU, which differs from the GPU's in a few elementwise operations.
+device is called ``cpu``, since torch without CUDA cannot run backward on fake GPU tensors; attention uses the
+fused kernel as on a GPU. Autocast follows the CPU's rules, which differ from the GPU's in a few elementwise operations.
 """
 
 import contextlib
@@ -33,26 +33,26 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class StepCost:
-    """What one micro-batch takes on one process, state excepted."""
+    """Cost of one micro-batch on one process, without its state."""
 
     saved: int
-    """Bytes that wait for the autoencoder's backward pass when that begins: activations, bfloat16 copies of weights,
-    inputs, losses."""
+    """Bytes alive when the autoencoder's backward pass begins: activations, bfloat16 copies of weights, inputs and
+    losses."""
     peak: int
     """Largest number of bytes at any moment of the step, temporary tensors included."""
     weight_copies: int
-    """Bytes of the copies of the main network's weights in autocast's dtype, which FSDP2 gathers instead; part of both
-    numbers above."""
+    """Bytes of the main network's weights copied to autocast's dtype, which FSDP2 gathers instead; part of both numbers
+    above."""
     flops: int
-    """Floating-point operations of matrix products, convolutions and attention, with those that backward passes do
-    again; one multiply-add is two."""
+    """Floating-point operations of matrix products, convolutions and attention, including recomputation in backward
+    passes; one multiply-add counts as two."""
 
 
 class LiveMemory(TorchDispatchMode):
-    """Counts the bytes of tensors that are made while it is active and have not been freed.
+    """Counts the bytes of tensors that are allocated while it is active and not yet freed.
 
     Args:
-        weights: parameters whose copies in another dtype are counted apart as well.
+        weights: parameters whose copies in another dtype are also counted separately.
     """
 
     def __init__(self, weights: list[Tensor]) -> None:
@@ -62,7 +62,7 @@ class LiveMemory(TorchDispatchMode):
         self.known: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and count what it has made."""
+        """Run the operation and count the tensors that it allocates."""
         result = func(*args, **(kwargs or {}))
         inputs = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         for leaf in tree_leaves(result):
@@ -82,13 +82,13 @@ class LiveMemory(TorchDispatchMode):
         self.known[key] = weakref.ref(storage, lambda _: self.remove(key, size))
 
     def remove(self, key: int, size: int) -> None:
-        """A storage has been freed."""
+        """Stop counting a freed storage."""
         self.live -= size
         self.known.pop(key, None)
 
 
 def fake_copy(network: nn.Module) -> None:
-    """Replace parameters and buffers, on the meta device for example, by fake ones; inside a FakeTensorMode only."""
+    """Replace parameters and buffers, on the meta device for example, by fake ones; only inside a FakeTensorMode."""
     replaced: dict[Tensor, Tensor] = {}
 
     def fake(tensor: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def fake_copy(network: nn.Module) -> None:
 
 
 def with_real_tensors(holder: Any, name: str) -> Any:
-    """A patch that lets a function of a module or class work on real tensors inside a FakeTensorMode."""
+    """Return a patch that lets a function of a module or class use real tensors inside a FakeTensorMode."""
     function = getattr(holder, name)
 
     def real(*arguments: Any) -> Any:
@@ -119,9 +119,9 @@ def with_real_tensors(holder: Any, name: str) -> Any:
 
 @contextlib.contextmanager
 def fake_step(task: Task) -> Iterator[None]:
-    """Make the networks of a task fake, attention and rotation as on a GPU; nothing fake stays in caches behind.
+    """Make the networks of a task fake, with attention and rotation as on a GPU. No fake tensor stays in a cache.
 
-    Masks are real: how long a sequence is without its masked patches depends on their values.
+    Masks are real, because the length of a sequence without its masked patches depends on their values.
     """
     caches = (hog.gaussian_window, hog.sobel_kernels)
     for cache in caches:
@@ -136,7 +136,7 @@ def fake_step(task: Task) -> Iterator[None]:
         ):
             for network in (task, *frozen_networks(task)):
                 fake_copy(network)
-            task._device = torch.device("cpu")  # Lightning has noted the device that the task was made on
+            task._device = torch.device("cpu")  # Lightning remembers the device on which the task was built
             yield
     finally:
         for cache in caches:
@@ -149,8 +149,8 @@ def run_step(
     """Run ``training_step`` on a batch without a trainer and keep the gradients; the discriminator is active.
 
     Args:
-        task: with networks on the CPU, fake or real.
-        batch: of this process.
+        task: its networks are on the CPU, fake or real.
+        batch: batch of this process.
         precision: ``trainer.precision`` of the config.
         at_backward: called before each backward pass.
     """
@@ -182,9 +182,9 @@ def run_step(
 
 
 def measure_step(task: Task, batch: Callable[[], dict[str, Tensor]], precision: str) -> StepCost:
-    """Live bytes and FLOPs of a step; on fake tensors inside :func:`fake_step`, else on real ones.
+    """Measure live bytes and FLOPs of a step: on fake tensors inside :func:`fake_step`, else on real tensors.
 
-    Gradients are there before, as in the later micro-batches of an accumulated step, and do not count.
+    Gradients exist before, as in the later micro-batches of an accumulated step, and do not count.
     """
     for parameter in task.parameters():
         if parameter.requires_grad:

@@ -1,4 +1,4 @@
-"""Bytes that one process sends per step, and an estimate of the time of a step with its assumptions."""
+"""Bytes that one process sends per step, and an estimate of the time of a step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from tools.plan.state import StateBytes, Strategy, Trained, size_of
 
 @dataclass(frozen=True)
 class Machine:
-    """One GPU and what connects it; the vendors' peak figures, per direction for links.
+    """A GPU and its links, with the vendor's peak figures; bandwidths of links are per direction.
 
     Args:
-        name: for tables.
-        peak: FLOP/s of dense matrix products; float32 ones are done without TF32.
+        name: name in tables.
+        peak: FLOP/s of dense matrix products; float32 products do not use TF32.
         memory_bandwidth: bytes/s.
         node_bandwidth: bytes/s to the other GPUs of the node.
         network_bandwidth: bytes/s of each GPU to other nodes.
@@ -34,25 +34,25 @@ MACHINES = {
 
 @dataclass(frozen=True)
 class Cluster:
-    """The processes of a run, one per GPU."""
+    """The processes of a run: one per GPU."""
 
     nodes: int
     gpus_per_node: int
 
     @property
     def world_size(self) -> int:
-        """Number of processes."""
+        """Return the number of processes."""
         return self.nodes * self.gpus_per_node
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """What one process sends per optimizer step in one kind of collective operation.
+    """Bytes that one process sends per optimizer step in one kind of collective operation.
 
     Args:
-        name: for tables.
-        sent: bytes.
-        between_nodes: whether it crosses the network.
+        name: name in tables.
+        sent: number of bytes.
+        between_nodes: whether they cross the network.
     """
 
     name: str
@@ -63,19 +63,20 @@ class Transfer:
 def transfers(
     networks: Sequence[Trained], cluster: Cluster, strategy: Strategy, parameter_bytes: int, micro_batches: int = 1
 ) -> list[Transfer]:
-    """Bytes sent per step by rings: (W - 1) / W of a tensor for gather and scatter, twice that for all-reduce.
+    """Return what one process sends per step by rings.
 
-    Sharded networks gather their parameters, in the dtype of the computation, for every forward and again for every
-    backward pass, and scatter float32 gradients once per optimizer step; replicated ones all-reduce float32 gradients
-    once per optimizer step. With ``hsdp`` each node does the former by itself and shards of gradients are all-reduced
-    between nodes. Left out are small ones: buffers, gradient norms, the norms of the adaptive weight, the guard.
+    A ring sends (W - 1) / W of a tensor for gather and scatter, and twice as much for all-reduce. Sharded networks
+    gather their parameters, in the dtype of the computation, for every forward and again for every backward pass, and
+    scatter float32 gradients once per optimizer step. Replicated networks all-reduce float32 gradients once per
+    optimizer step. With ``hsdp`` each node shards for itself, and shards of gradients are all-reduced between nodes.
+    Small messages are left out: buffers, gradient norms, the norms of the adaptive weight, the guard.
 
     Args:
-        networks: what is trained.
-        cluster: processes.
-        strategy: how networks are laid out.
+        networks: trained networks.
+        cluster: processes of the run.
+        strategy: distribution of the networks.
         parameter_bytes: bytes of a gathered parameter: 2 for bfloat16, 4 for float32.
-        micro_batches: per optimizer step.
+        micro_batches: micro-batches per optimizer step.
     """
     group = cluster.gpus_per_node if strategy == "hsdp" else cluster.world_size
     crosses = cluster.nodes > 1
@@ -103,20 +104,20 @@ class StepTime:
     """Seconds of one optimizer step."""
 
     compute: float
-    """FLOPs at the given utilisation of the peak rate."""
+    """Time of the FLOPs at the given utilisation of the peak rate."""
     update: float
-    """Optimizer and moving averages, bound by memory bandwidth: seven and three passes over their parameters."""
+    """Time of optimizer and moving averages, bound by memory: seven and three passes over their parameters."""
     communication: float
-    """All transfers, one after another."""
+    """Time of all transfers, one after another."""
 
     @property
     def overlapped(self) -> float:
-        """Communication hidden behind computation as far as it fits."""
+        """Return the time if computation hides communication as far as possible."""
         return max(self.compute, self.communication) + self.update
 
     @property
     def serial(self) -> float:
-        """Nothing hidden."""
+        """Return the time if computation hides no communication."""
         return self.compute + self.communication + self.update
 
 
@@ -132,17 +133,16 @@ def step_time(
     """Estimate the time of a step.
 
     Args:
-        flops: of one process in all micro-batches.
-        state: on one process.
-        sent: by one process.
-        machine: peak rates.
+        flops: FLOPs of one process in all micro-batches.
+        state: bytes of state on one process.
+        sent: transfers of one process.
+        machine: peak rates of the GPU.
         precision: ``trainer.precision``.
         utilisation: share of the peak rate that computation reaches.
         link_utilisation: share of the peak bandwidth that transfers reach.
     """
     rate = machine.peak.bfloat16 if precision == "bf16-mixed" else machine.peak.float32
-    passes = (
-        7 * state.gradients + 3 * state.averages
-    )  # AdamW reads 4 and writes 3 tensors, an average reads 2, writes 1
+    # AdamW reads 4 and writes 3 tensors; an average reads 2 and writes 1.
+    passes = 7 * state.gradients + 3 * state.averages
     seconds = sum(t.sent / (machine.network_bandwidth if t.between_nodes else machine.node_bandwidth) for t in sent)
     return StepTime(flops / rate / utilisation, passes / machine.memory_bandwidth, seconds / link_utilisation)
