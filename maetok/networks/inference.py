@@ -1,4 +1,4 @@
-"""Networks that are not trained any more, made ready for sampling and encoding."""
+"""Make networks faster for sampling and encoding, when they are not trained any more."""
 
 from collections.abc import Callable
 
@@ -10,18 +10,18 @@ from maetok.networks.layers.attention import CPU_HAS_BFLOAT16
 from maetok.networks.layers.network import all_blocks
 
 Replace = Callable[[nn.Module, str, nn.Module | nn.Parameter], None]
-"""Sets an attribute of a module, and remembers what it was."""
+"""Set an attribute of a module and remember its former value."""
 
 
 class PackedLinear(nn.Module):
-    """A linear layer on the CPU whose weight lies in memory as oneDNN's kernels read it.
+    """A linear layer on the CPU whose weight is stored in the layout of oneDNN's kernels.
 
     :class:`torch.nn.Linear` rearranges its weight in every call, which takes 5 to 10 % of the time of a network. The
-    outputs are the same bit for bit. The layer knows no gradients, and a state dict holds none of its weight.
+    outputs are equal bit for bit. The layer has no gradients, and state dicts do not contain its weight.
 
     Args:
-        linear: the layer it stands for; weight and bias are bfloat16, or float32.
-        gelu: applied to the outputs before they are rounded to their dtype, while they are in the cache.
+        linear: the layer to replace; weight and bias are bfloat16 or float32.
+        gelu: applied to the outputs while they are in the CPU's cache, before they are rounded to their dtype.
     """
 
     def __init__(self, linear: nn.Linear, gelu: nn.GELU | None = None) -> None:
@@ -38,22 +38,22 @@ class PackedLinear(nn.Module):
 
 
 def prepare_for_inference(network: nn.Module, bfloat16: bool) -> Callable[[], None]:
-    """Make the linear layers of all transformer blocks faster, in place.
+    """Make the linear layers of all blocks faster, in place.
 
-    With ``bfloat16`` they hold their weights in that dtype. Autocast converts float32 weights anew in every call, which
-    takes a third of the time of a small batch. Outputs are the same bit for bit: products are those of autocast, and
-    sums of residual branches and normalisations stay float32.
+    With ``bfloat16`` the layers hold their weights in that dtype. Autocast converts float32 weights again in every call,
+    which takes a third of the time of a small batch. Outputs are equal bit for bit: products are the same as under
+    autocast, and sums of residual branches and normalisations stay float32.
 
-    On a CPU weights are packed (:class:`PackedLinear`), but for blocks that are compiled. A GELU then sees the numbers
-    before they are rounded, which makes the outputs a little more precise.
+    On a CPU weights are packed (:class:`PackedLinear`), except in compiled blocks. A GELU is then applied before numbers
+    are rounded, so outputs are slightly more precise.
 
     Args:
         network: any module; the blocks of every network inside it are prepared. It can neither be trained nor saved
             until this is undone.
-        bfloat16: the network will run under autocast to bfloat16, and only so.
+        bfloat16: the network will run under autocast to bfloat16 only.
 
     Returns:
-        A function that undoes it. It holds the weights; drop it to free their memory.
+        A function that undoes it. It holds the former weights; delete it to free their memory.
     """
     replaced: list[tuple[nn.Module, str, nn.Module | nn.Parameter]] = []
 
@@ -74,7 +74,7 @@ def prepare_for_inference(network: nn.Module, bfloat16: bool) -> Callable[[], No
 
 
 def lower_weights(block: nn.Module, replace: Replace) -> None:
-    """Keep weights and biases of all linear layers in bfloat16."""
+    """Convert the weights and biases of all linear layers to bfloat16."""
     for module in block.modules():
         if isinstance(module, nn.Linear):
             for name in ("weight", "bias"):
@@ -84,7 +84,7 @@ def lower_weights(block: nn.Module, replace: Replace) -> None:
 
 
 def pack_weights(block: nn.Module, replace: Replace) -> None:
-    """Replace the plain linear layers whose products oneDNN computes, and the GELU that follows one."""
+    """Replace the plain linear layers whose products oneDNN computes, and the GELU that follows such a layer."""
     for module in list(block.modules()):
         if isinstance(module, Mlp) and isinstance(module.act, nn.GELU) and multiplied_by_onednn(module.fc1.weight):
             replace(module, "fc1", PackedLinear(module.fc1, module.act))
@@ -95,7 +95,7 @@ def pack_weights(block: nn.Module, replace: Replace) -> None:
 
 
 def multiplied_by_onednn(weight: Tensor) -> bool:
-    """Whether PyTorch leaves products with this weight to oneDNN; see :func:`maetok.runtime.cpu.use_fast_float32`."""
+    """Return whether oneDNN computes PyTorch's products with this weight; see :func:`maetok.runtime.cpu.use_fast_float32`."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     if weight.dtype == torch.float32:

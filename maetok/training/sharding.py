@@ -1,7 +1,7 @@
-"""Networks divided among processes by FSDP2: each block by itself, and with each part what is in none of its blocks.
+"""Divide networks among processes with FSDP2. Each block is a unit, and so is the rest of each part.
 
-A part is a module that is called as a whole (an encoder, a decoder, a denoiser). Of a sharded parameter every process
-holds an equal share, and so of its gradient, its optimizer state and its moving average.
+A part is a module that is called as a whole (an encoder, a decoder, a denoiser). Every process holds an equal share of a
+sharded parameter, of its gradient, of its optimizer state and of its moving average.
 """
 
 import warnings
@@ -25,22 +25,25 @@ def shard(
     dtype: torch.dtype | None = None,
     stays_gathered: bool = False,
 ) -> None:
-    """Divide a network among the processes of a mesh, in place; call it before the optimizer is built.
+    """Divide a network among the processes of a mesh, in place. Call this before the optimizer is built.
 
-    All processes get the parameters of the first one, whatever theirs are. The others may have built the network on the
-    meta device (``with torch.device("meta")``), and then never hold more of it than their shares and one parameter.
+    All processes get the parameters of the first one. The other processes may build the network on the meta device
+    (``with torch.device("meta")``). They then never hold more of it than their shares and one parameter.
 
     Args:
-        network: has ``parts()``.
+        network: its parts, blocks and float32 modules become units.
         mesh: (shards) or (replicas, shards) processes.
-        device: that of this process.
-        dtype: dtype of the parameters while they compute; gradients are averaged, and parameters kept, in float32.
-            None for the dtype that they have.
-        stays_gathered: once gathered, keep all weights on every process until :func:`reshard`. Otherwise they are kept
-            from the forward to the backward pass by no block, but by what a part has beside its blocks: the adaptive
-            weight of the adversarial loss wants the gradient at the last layer.
+        device: device of this process.
+        dtype: dtype of the parameters while they compute; parameters are kept, and gradients averaged, in float32.
+            None for the dtype that they have. Float32 modules always keep theirs.
+        stays_gathered: once gathered, keep all weights on every process until :func:`reshard`. Otherwise blocks drop
+            their weights between the forward and the backward pass, and only the rest of a part keeps its weights:
+            the adaptive weight of the adversarial loss needs the gradient at the last layer.
+
+    Raises:
+        ValueError: if a block or a float32 module is not inside a part.
     """
-    # Right for outputs that are changed in place, which nothing here does.
+    # FSDP2 warns of views because outputs could be changed in place. Nothing here does that.
     warnings.filterwarnings("ignore", r"FSDP2-wrapped module \(\w+\) returned a view tensor")
     values = {name: parameter.detach() for name, parameter in network.named_parameters()}
     parts, float32 = network.parts(), set(network.float32_modules())
@@ -66,17 +69,17 @@ def shard(
 
 @torch.no_grad()
 def take_from_first(network: nn.Module, values: dict[str, Tensor], device: torch.device) -> None:
-    """Fill a sharded network with the ``values`` that the first process has of its parameters.
+    """Fill a sharded network with the parameter ``values`` of the first process.
 
     Raises:
-        ValueError: on the first process, if it has none.
+        ValueError: on the first process, if its values are on the meta device.
     """
     if any(value.is_meta for value in values.values()):
         if dist.get_rank() == 0:
             raise ValueError(
-                "the first process has built the network on the meta device, but all take its weights: do the "
-                "variables of the launcher (RANK, LOCAL_RANK, NODE_RANK, SLURM_PROCID) name another process as first? "
-                "Correct them, or set trainer.strategy.init_args.meta_device to false"
+                "the first process has built the network on the meta device, but all processes take its weights. The "
+                "variables of the launcher (RANK, LOCAL_RANK, NODE_RANK, SLURM_PROCID) may name another process as "
+                "first: correct them, or set trainer.strategy.init_args.meta_device to false"
             )
         network.to_empty(device=device)
     for name, parameter in network.named_parameters():
@@ -89,51 +92,51 @@ def take_from_first(network: nn.Module, values: dict[str, Tensor], device: torch
 
 
 def divided_dimension(shape: Sequence[int], shards: int) -> int:
-    """The dimension that a parameter is divided along: the first that can be divided evenly, or else the first."""
+    """Return the dimension along which a parameter is divided: the first that divides evenly, or else dimension 0."""
     return next((dimension for dimension, size in enumerate(shape) if size % shards == 0), 0)
 
 
 def placement(mesh: DeviceMesh) -> Callable[[nn.Parameter], Shard]:
-    """Tells FSDP2 how to divide each parameter among the shards of a mesh."""
+    """Return a function that tells FSDP2 how to divide each parameter among the shards of a mesh."""
     shards = mesh.size(mesh.ndim - 1)
     return lambda parameter: Shard(divided_dimension(parameter.shape, shards))
 
 
 def units(network: nn.Module) -> Iterator[FSDPModule]:
-    """All sharded modules of a network; none if it is not sharded."""
+    """Return all sharded modules of a network; none if it is not sharded."""
     return (module for module in network.modules() if isinstance(module, FSDPModule))
 
 
 def gather(network: nn.Module) -> None:
-    """Let every process hold all weights, until :func:`reshard`, so that each can run the network by itself."""
+    """Gather all weights on every process until :func:`reshard`, so that each process can run the network alone."""
     for unit in units(network):
         unit.unshard()
 
 
 def reshard(network: nn.Module) -> None:
-    """Let every process hold its own share only; after a forward pass without a backward it may hold more."""
+    """Reduce every process to its own share; after a forward pass without a backward pass it may hold more."""
     for unit in units(network):
         unit.reshard()
 
 
 def is_sharded(network: nn.Module) -> bool:
-    """Whether any module of the network is sharded."""
+    """Return whether any module of the network is sharded."""
     return any(True for _ in units(network))
 
 
 def to_local_shard(tensor: Tensor) -> Tensor:
-    """This process's share of a sharded tensor, in the same memory; any other tensor as it is."""
+    """Return this process's share of a sharded tensor, in the same memory; return any other tensor unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def to_full_tensor(tensor: Tensor) -> Tensor:
-    """The whole of a sharded tensor, on every process; all processes must call this together."""
+    """Return a sharded tensor in full, on every process. All processes must call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
 def broadcast_from_first(module: nn.Module, device: torch.device) -> None:
-    """Give every process the parameters and buffers of the first one, but for those that are sharded."""
+    """Copy the parameters and buffers of the first process to all processes, except those that are sharded."""
     if not several_processes():
         return
     for tensor in (*module.parameters(), *module.buffers()):
@@ -146,7 +149,7 @@ def broadcast_from_first(module: nn.Module, device: torch.device) -> None:
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Average over all processes the gradients of parameters that each process holds entirely, in one message."""
+    """Average the gradients of replicated parameters over all processes, in one message."""
     if not several_processes():
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -156,4 +159,4 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
     parts = flat.split([gradient.numel() for gradient in gradients])
-    torch._foreach_copy_(gradients, [part.view_as(whole) for part, whole in zip(parts, gradients, strict=True)])
+    torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)])

@@ -21,7 +21,7 @@ The denoiser alone knows what it means. Tasks, guidance and samplers pass it on 
 
 
 class Denoiser(Network, ABC):
-    """The contract of a denoiser: whatever fulfils it can be trained and sampled from.
+    """The contract of a denoiser. :class:`lightning_modules.LatentDiffusion` trains and samples any subclass.
 
     A denoiser owns its conditioning: which entries of a batch it reads, how it embeds them, and what stands for "no
     condition". It conditions on class labels, or on nothing; one that conditions on something else overrides
@@ -94,13 +94,13 @@ class Denoiser(Network, ABC):
 
 
 def drop_labels(labels: Tensor, uniform: Tensor, probability: float, null_label: int) -> Tensor:
-    """Replace labels by the null label with a given probability, as classifier-free guidance needs it in training.
+    """Replace labels by the null label with a given probability, for classifier-free guidance.
 
     Args:
         labels: (B,) int64.
         uniform: (B,) in [0, 1), random numbers that the caller supplies.
         probability: share of labels to drop, in [0, 1] (paper: 0.1).
-        null_label: what stands for "no class", ``num_classes`` of the denoiser.
+        null_label: the label for "no class", ``num_classes`` of the denoiser.
 
     Returns:
         (B,) int64: ``null_label`` where ``uniform < probability``, otherwise the label.

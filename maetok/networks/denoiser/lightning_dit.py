@@ -12,9 +12,9 @@ from maetok.networks.layers.vit import TransformerSize
 
 
 def rotary_angles(positions: Tensor, head_dim: int, theta: float = 10000.0) -> Tensor:
-    """Angles (T, head_dim / 2) float32 of 1D rotary positions (RoFormer, arXiv 2104.09864).
+    """Return the angles (T, head_dim / 2) float32 of 1D rotary positions (RoFormer, arXiv 2104.09864).
 
-    The pair of channels (2i, 2i + 1) at position p is turned by p * theta ** (-2i / head_dim).
+    The pair of channels (2i, 2i + 1) at position p is rotated by p * theta ** (-2i / head_dim).
 
     Args:
         positions: (T,) of any dtype.
@@ -26,9 +26,9 @@ def rotary_angles(positions: Tensor, head_dim: int, theta: float = 10000.0) -> T
 
 
 def swiglu(size: TransformerSize) -> nn.Module:
-    """Gated MLP ``fc2(silu(a) * b)`` with [a | b] = fc1(h), as large as an ordinary one (arXiv 2002.05202).
+    """Build a gated MLP ``fc2(silu(a) * b)`` with [a | b] = fc1(h), as large as an ordinary MLP (arXiv 2002.05202).
 
-    Three matrices instead of two: the hidden size is 2/3 of ``mlp_ratio * width``, rounded down.
+    It has three matrices instead of two, so the hidden size is 2/3 of ``mlp_ratio * width``, rounded down.
     """
     hidden = int(size.width * size.mlp_ratio) * 2 // 3
     return SwiGLUPacked(size.width, 2 * hidden)
@@ -43,12 +43,12 @@ class LightningDiT(DiffusionTransformer):
         latent_tokens: number L of latent tokens.
         latent_channels: channels C of each.
         num_classes: number of classes, which is also the null label; None or 0 for a denoiser without labels.
-        size: any size; :data:`maetok.networks.denoiser.transformer.SIZES` and ``configs/size`` name the usual ones.
+        size: any size; :data:`maetok.networks.denoiser.transformer.SIZES` and ``configs/size`` have the usual ones.
         qk_norm: normalise queries and keys of each head (RMSNorm, eps 1e-6) before they are rotated.
         rope_theta: base of the rotary frequencies.
 
     Raises:
-        ValueError: if width / num_heads is no even whole number.
+        ValueError: if width / num_heads is not an even integer.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class LightningDiT(DiffusionTransformer):
         self.qk_norm, self.rope_theta = qk_norm, rope_theta
 
     def rotations(self, tokens: Tensor) -> list[Rotation]:
-        """The same rotation for every block and head: cos and sin (1, L, head_dim / 2) in the dtype of the queries."""
+        """Return one rotation for all blocks and heads: cos, sin (1, L, head_dim / 2) in the dtype of the queries."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         angles = rotary_angles(positions, self.size.head_dim, self.rope_theta)[None]
         dtype = compute_dtype(tokens)

@@ -1,14 +1,14 @@
-"""Latents with mean 0 and standard deviation 1 per channel, which denoisers are trained on, and back."""
+"""Normalise latents to mean 0 and standard deviation 1 per channel, as denoisers take them, and undo it."""
 
 import torch
 from torch import Tensor, nn
 
 
 class LatentNormalizer(nn.Module):
-    """Shifts and scales latents per channel; the statistics are buffers, so they are saved with the model.
+    """Shift and scale latents per channel. Mean and standard deviation are buffers, so checkpoints hold them.
 
     Args:
-        channels: channels C of a latent. Until :meth:`set_statistics` is called, nothing is changed.
+        channels: channels C of a latent. Latents do not change until :meth:`set_statistics` is called.
     """
 
     mean: Tensor
@@ -20,27 +20,27 @@ class LatentNormalizer(nn.Module):
         self.register_buffer("std", torch.ones(channels))
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Take over mean and standard deviation (C,) of the training latents.
+        """Set mean and standard deviation (C,) of the training latents.
 
         Raises:
-            ValueError: if they have another number of channels, or a channel does not vary.
+            ValueError: if the number of channels differs, or a channel does not vary.
         """
         if mean.shape != self.mean.shape or std.shape != self.std.shape:
             raise ValueError(
-                f"statistics of {tuple(mean.shape)} for latents of {tuple(self.mean.shape)}: is the denoiser's "
-                "latent_channels that of the tokenizer?"
+                f"statistics of {tuple(mean.shape)} for latents of {tuple(self.mean.shape)}: set the denoiser's "
+                "latent_channels to the tokenizer's"
             )
         if not bool((std > 0).all()):
             raise ValueError(
-                f"latent channels {(std <= 0).nonzero().flatten().tolist()} do not vary: a broken tokenizer?"
+                f"latent channels {(std <= 0).nonzero().flatten().tolist()} do not vary: check the tokenizer's weights"
             )
         self.mean.copy_(mean)
         self.std.copy_(std)
 
     def normalize(self, latents: Tensor) -> Tensor:
-        """Raw (B, L, C) -> normalized (B, L, C)."""
+        """Normalise raw latents (B, L, C)."""
         return (latents - self.mean) / self.std
 
     def denormalize(self, normalized: Tensor) -> Tensor:
-        """Normalized (B, L, C) -> raw (B, L, C)."""
+        """Turn normalised latents (B, L, C) back into raw latents (B, L, C)."""
         return normalized * self.std + self.mean

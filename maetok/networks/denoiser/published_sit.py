@@ -1,6 +1,6 @@
-"""Published SiT models over 1D latents: their config, the names of their tensors, reading and writing.
+"""The format of published SiT models over 1D latents: the config and the names of the tensors.
 
-Unlike the tokenizer's, this config gives all sizes, and every tensor of the file is used.
+Unlike the tokenizer's config, this one gives all sizes, and every tensor of the file is used.
 """
 
 from typing import Any
@@ -17,10 +17,10 @@ REQUIRED_KEYS = (
     "num_classes",
     "qk_norm",
 )
-"""What a config must say for us to know the model."""
+"""Keys that a config must have."""
 
 SUPPORTED = {"vae_1d": True, "patch_size": 1, "path_type": "linear"}
-"""What it may not say otherwise: tokens in one dimension, one per patch, and the velocity of the linear path."""
+"""The only supported values: tokens in one dimension, one token per patch, and the velocity of the linear path."""
 
 RENAMES = (
     ("input.", "x_embedder."),
@@ -31,21 +31,21 @@ RENAMES = (
     (".qkv.key_norm.", ".k_norm."),
     (".modulation.", ".adaLN_modulation.1."),
 )
-"""Our part of a name, and the published one."""
+"""Pairs of a part of our name and the published part."""
 
 
 def to_published_name(ours: str) -> str:
-    """The published parameter name for one of ours."""
+    """Return the published name of our parameter."""
     for name, published in RENAMES:
         ours = ours.replace(name, published)
     return ours
 
 
 def sit_arguments(config: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of :class:`SiT` that give the model of a published config.
+    """Return the arguments of :class:`SiT` for the model of a published config.
 
     Raises:
-        ValueError: if the config asks for something outside this family of models, naming the key and the value.
+        ValueError: if the config describes a model outside this family; it names the key and the value.
     """
     for key, value in SUPPORTED.items():
         if config.get(key, value) != value:
@@ -60,7 +60,7 @@ def sit_arguments(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def published_config(sit: Any) -> dict[str, Any]:
-    """The flat published config of a SiT that was not loaded from one."""
+    """Return the flat published config of a SiT that was not loaded from a published folder."""
     return SUPPORTED | {
         "hidden_size": sit.size.width,
         "decoder_hidden_size": sit.size.width,

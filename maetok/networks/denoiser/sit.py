@@ -1,4 +1,4 @@
-"""SiT, the denoiser of the paper's main results, over 1D latent tokens (SiT, arXiv 2401.08740)."""
+"""SiT over 1D latent tokens (arXiv 2401.08740), the denoiser of the paper's main results."""
 
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,9 @@ from maetok.networks.layers.vit import TransformerSize
 
 
 def sine_table(tokens: int, width: int, base: float = 10000.0) -> Tensor:
-    """Fixed 1D positions (1, tokens, width) float32: even channels sine, odd channels cosine.
+    """Return fixed 1D positions (1, tokens, width) float32, with sines in even and cosines in odd channels.
 
-    Channels 2i and 2i + 1 of position p have the angle p * base ** (-2i / width).
+    The angle of channels 2i and 2i + 1 at position p is p * base ** (-2i / width).
     """
     frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
     angles = torch.arange(tokens, dtype=torch.float64)[:, None] * frequencies
@@ -27,13 +27,13 @@ def sine_table(tokens: int, width: int, base: float = 10000.0) -> Tensor:
 class SiT(DiffusionTransformer):
     """SiT with patch size 1: sine positions added once, LayerNorm without parameters, GELU (tanh) MLP, adaLN-zero.
 
-    The defaults are SiT-XL/1 for 128 latent tokens of 32 channels and ImageNet's classes, 675 million parameters.
+    The defaults are SiT-XL/1 (675 million parameters) for 128 latent tokens of 32 channels and ImageNet's classes.
 
     Args:
         latent_tokens: number L of latent tokens.
         latent_channels: channels C of each.
         num_classes: number of classes, which is also the null label; None or 0 for a denoiser without labels.
-        size: any size; :data:`maetok.networks.denoiser.transformer.SIZES` and ``configs/size`` name the usual ones.
+        size: any size; :data:`maetok.networks.denoiser.transformer.SIZES` and ``configs/size`` have the usual ones.
         qk_norm: normalise queries and keys of each head (LayerNorm with parameters, eps 1e-5).
 
     Raises:
@@ -61,10 +61,10 @@ class SiT(DiffusionTransformer):
         )
         self.qk_norm = qk_norm
         self.position_table = nn.Parameter(sine_table(latent_tokens, size.width), requires_grad=False)  # as published
-        self.published_config: dict[str, Any] = {}  # set by from_pretrained, so that save_pretrained gives it back
+        self.published_config: dict[str, Any] = {}  # from_pretrained sets it, save_pretrained writes it
 
     def embed(self, x: Tensor) -> Tensor:
-        """Projected latents plus positions: (B, L, C) -> (B, L, width)."""
+        """Project latents and add positions: (B, L, C) -> (B, L, width)."""
         return super().embed(x) + self.position_table
 
     @classmethod
@@ -80,7 +80,8 @@ class SiT(DiffusionTransformer):
 def load_sit(path_or_repo: str | Path) -> SiT:
     """Build a published SiT and load its weights strictly.
 
-    With ``qk_norm`` the released code skips that normalisation in half precision with ``flash_attn``; ours never does.
+    With ``qk_norm``, the released code skips that normalisation in half precision with ``flash_attn``. Ours never
+    skips it.
 
     Args:
         path_or_repo: local folder or hub id.
@@ -90,23 +91,23 @@ def load_sit(path_or_repo: str | Path) -> SiT:
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: for a truncated file, another kind of model, missing, unknown or misshapen tensors.
+        ValueError: if a file is truncated, the model is of another kind, or tensors are missing, unknown or misshapen.
     """
     folder = locate(path_or_repo)
     config = read_config(folder / "config.json", REQUIRED_KEYS, "SiT")
     sit = SiT(**sit_arguments(config))
-    remedy = "The two files are of different models."
+    remedy = "The two files belong to different models."
     load_strictly(sit, read_tensors(folder / "model.safetensors"), to_published_name, str(folder), remedy)
     sit.published_config = config
     return sit.eval()
 
 
 def save_sit(sit: SiT, folder: str | Path) -> None:
-    """Write a SiT in the published format; one that was loaded from it comes out bit for bit.
+    """Write a SiT in the published format. A model that was loaded from this format is reproduced bit for bit.
 
     Args:
         sit: the model.
-        folder: where config.json and model.safetensors are written; made if it does not exist.
+        folder: folder for config.json and model.safetensors; created if it does not exist.
     """
     tensors = {to_published_name(name): tensor for name, tensor in sit.state_dict().items()}
     write_folder(folder, tensors, sit.published_config or published_config(sit))

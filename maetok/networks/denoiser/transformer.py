@@ -19,18 +19,18 @@ SIZES = {
     "L": TransformerSize(1024, 24, 16),
     "XL": TransformerSize(1152, 28, 16),
 }
-"""The sizes that SiT-S/1 to SiT-XL/1 and LightningDiT stand for (DiT, table 1)."""
+"""The sizes S to XL of SiT and LightningDiT (DiT, table 1)."""
 
 
 def modulate(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """``h * (1 + scale) + shift`` of tokens (B, T, width) with shift and scale (B, width) each."""
+    """Return ``h * (1 + scale) + shift`` for tokens (B, T, width) with shift and scale (B, width) each."""
     return tokens * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
 
 
 class TimeEmbedder(nn.Module):
-    """Embeds times by 128 cosines and 128 sines of geometrically spaced frequencies and a two-layer MLP.
+    """Embed times with 128 cosines and 128 sines of geometrically spaced frequencies, and a two-layer MLP.
 
-    t in [0, 1] is *not* multiplied by 1000, as the released weights want it.
+    t in [0, 1] is *not* multiplied by 1000: the released weights were trained without that factor.
 
     Args:
         width: size of the embedding.
@@ -43,7 +43,7 @@ class TimeEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(2 * self.FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        """t (B,) float in [0, 1] -> (B, width). Angles are float32 under autocast too."""
+        """Embed t (B,) float in [0, 1] as (B, width). Angles are float32, under autocast too."""
         exponents = torch.arange(self.FREQUENCIES, device=t.device, dtype=torch.float32) / self.FREQUENCIES
         angles = t.float()[:, None] * torch.exp(-math.log(self.BASE) * exponents)
         return self.mlp(torch.cat((angles.cos(), angles.sin()), dim=-1).to(next(self.mlp.parameters()).dtype))
@@ -55,7 +55,7 @@ class NormalizedProjection(nn.Linear):
     Args:
         width: token width.
         num_heads: attention heads.
-        norm: makes the normalisation of vectors of head_dim channels.
+        norm: builds the normalisation of head_dim channels.
     """
 
     def __init__(self, width: int, num_heads: int, norm: Callable[[int], nn.Module]) -> None:
@@ -64,7 +64,7 @@ class NormalizedProjection(nn.Linear):
         self.query_norm, self.key_norm = norm(width // num_heads), norm(width // num_heads)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, T, width) -> (B, T, 3 * width), laid out as [queries | keys | values], each by heads.
+        """Project (B, T, width) to (B, T, 3 * width), laid out as [queries | keys | values], each by heads.
 
         Under autocast the normalisation is computed in float32.
         """
@@ -78,13 +78,13 @@ class NormalizedProjection(nn.Linear):
 class ConditionedBlock(nn.Module):
     """Transformer block whose condition shifts, scales and gates attention and MLP ("adaLN-zero", DiT section 3.2).
 
-    All gates start at zero, so a new block passes its input on.
+    All gates start at zero, so a new block returns its input.
 
     Args:
         size: width and heads.
-        norm: makes a normalisation of ``width`` channels.
+        norm: builds a normalisation of ``width`` channels.
         mlp: the block's MLP, (B, T, width) -> (B, T, width).
-        query_key_norm: makes the normalisation of queries and keys of one head; none by default.
+        query_key_norm: builds the normalisation of the queries and keys of one head; none by default.
     """
 
     def __init__(
@@ -104,19 +104,19 @@ class ConditionedBlock(nn.Module):
         self.modulation = nn.Linear(size.width, 6 * size.width)
 
     def forward(self, tokens: Tensor, rotation: Rotation | None, condition: Tensor) -> Tensor:
-        """(B, T, width), condition (B, width) after its nonlinearity -> (B, T, width)."""
+        """Transform (B, T, width) with the embedded condition (B, width), after its nonlinearity, to (B, T, width)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=-1)
         tokens = tokens + gate1.unsqueeze(1) * self.attn(modulate(self.norm1(tokens), shift1, scale1), rotation)
         return tokens + gate2.unsqueeze(1) * self.mlp(modulate(self.norm2(tokens), shift2, scale2))
 
 
 class FinalLayer(nn.Module):
-    """Normalisation modulated by the condition, then a linear map; both start at zero, and so does the velocity.
+    """Normalisation modulated by the condition, then a linear map. Both start at zero, so the first velocity is zero.
 
     Args:
         width: token width.
         channels: channels C of a latent.
-        norm: makes a normalisation of ``width`` channels.
+        norm: builds a normalisation of ``width`` channels.
     """
 
     def __init__(self, width: int, channels: int, norm: Callable[[int], nn.Module]) -> None:
@@ -126,25 +126,25 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(width, channels)
 
     def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        """(B, L, width), condition (B, width) after its nonlinearity -> (B, L, C)."""
+        """Map (B, L, width) with the embedded condition (B, width), after its nonlinearity, to (B, L, C)."""
         shift, scale = self.modulation(condition).chunk(2, dim=-1)
         return self.linear(modulate(self.norm(tokens), shift, scale))
 
 
 class DiffusionTransformer(Denoiser):
-    """A transformer over latent tokens (patch size 1) that knows time and class through adaLN-zero.
+    """A transformer over latent tokens (patch size 1), conditioned on time and class through adaLN-zero.
 
-    What differs between SiT and LightningDiT is given: normalisation, MLP and, by overriding :meth:`embed` or
-    :meth:`rotations`, positions.
+    SiT and LightningDiT pass their normalisation and MLP, and override :meth:`embed` or :meth:`rotations` to add
+    positions.
 
     Args:
         latent_tokens: number L of latent tokens.
         latent_channels: channels C of each.
         num_classes: number of classes, which is also the null label; None or 0 for a denoiser without labels.
         size: width, depth, heads and MLP ratio.
-        norm: makes a normalisation of a given number of channels.
-        mlp: makes the MLP of a block.
-        query_key_norm: makes the normalisation of queries and keys of one head; none by default.
+        norm: builds a normalisation of a given number of channels.
+        mlp: builds the MLP of a block.
+        query_key_norm: builds the normalisation of the queries and keys of one head; none by default.
 
     Raises:
         ValueError: if the width is not divisible by the number of heads.
@@ -170,7 +170,7 @@ class DiffusionTransformer(Denoiser):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """DiT's initialisation: Xavier for linear layers, 0.02 for embeddings, zero for modulation and output."""
+        """Initialise as DiT: Xavier for linear layers, 0.02 for embeddings, zero for modulation and output."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -182,14 +182,14 @@ class DiffusionTransformer(Denoiser):
                 nn.init.zeros_(parameter)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Tokens (B, L, width) that enter the first block.
+        """Return the tokens (B, L, width) that enter the first block.
 
-        Under autocast they have the dtype of ``x`` again, and so have all sums of residual branches.
+        They have the dtype of ``x``, under autocast too, and so have all sums of residual branches.
         """
         return self.input(x).to(x.dtype)
 
     def rotations(self, tokens: Tensor) -> list[Rotation] | None:
-        """Rotations of queries and keys in each block for tokens (B, L, width); none by default."""
+        """Return the rotations of queries and keys in each block for tokens (B, L, width); none by default."""
         return None
 
     def embed_condition(self, t: Tensor, condition: Condition) -> Tensor:

@@ -1,4 +1,4 @@
-"""Multi-head attention behind one function, so that the fastest kernel is chosen in one place."""
+"""Multi-head attention. One function chooses the fastest kernel."""
 
 import torch
 import torch.nn.functional as F
@@ -10,21 +10,21 @@ CPU_HAS_BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_ti
 """Whether this CPU has matrix instructions for bfloat16; without them float32 is many times faster."""
 
 PLAIN_ATTENTION_MAX_TOKENS = {torch.float32: 512, torch.bfloat16: 1024 if CPU_HAS_BFLOAT16 else 0}
-"""Up to this length matmul-softmax-matmul beats the fused kernel on a CPU, most of all in the backward pass."""
+"""Up to this number of tokens, matmul-softmax-matmul beats the fused kernel on a CPU, mainly in the backward pass."""
 
 
 def attention(queries: Tensor, keys: Tensor, values: Tensor, key_mask: Tensor | None = None) -> Tensor:
-    """Softmax attention with scale ``head_dim ** -0.5``.
+    """Compute softmax attention with scale ``head_dim ** -0.5``.
 
-    The fused kernel (SDPA) is used on accelerators and for long sequences. On a CPU the plain formula is faster up to
-    ``PLAIN_ATTENTION_MAX_TOKENS`` tokens, but many times slower in bfloat16 without instructions for it. Both compute
-    the same up to rounding.
+    Accelerators and long sequences use the fused kernel (SDPA). On a CPU the plain formula is faster up to
+    ``PLAIN_ATTENTION_MAX_TOKENS`` tokens, except in bfloat16 on a CPU without instructions for it, where it is many
+    times slower. The two results differ only by rounding.
 
     Args:
         queries: (B, heads, T, head_dim).
         keys: (B, heads, S, head_dim).
         values: (B, heads, S, head_dim).
-        key_mask: (B, S) bool, False for keys that get no weight; all get some if not given.
+        key_mask: (B, S) bool, False for keys without weight; by default all keys have weight.
 
     Returns:
         (B, heads, T, head_dim), dtype of the inputs.
@@ -34,13 +34,13 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor, key_mask: Tensor | 
         scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
         if allowed is not None:
             scores = scores.masked_fill(~allowed, float("-inf"))
-        with torch.autocast(queries.device.type, enabled=False):  # the result of float32, without copies to and from it
+        with torch.autocast(queries.device.type, enabled=False):  # float32 softmax gives the same, but converts twice
             return scores.softmax(dim=-1) @ values
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed)
 
 
 def plain_is_faster(device: str, dtype: torch.dtype, tokens: int) -> bool:
-    """Whether matmul-softmax-matmul beats the fused kernel for this device, dtype and number of keys."""
+    """Return whether matmul-softmax-matmul beats the fused kernel for this device, dtype and number of keys."""
     return device == "cpu" and tokens <= PLAIN_ATTENTION_MAX_TOKENS.get(dtype, 0)
 
 
@@ -70,7 +70,7 @@ class Attention(nn.Module):
         key_mask: Tensor | None = None,
         outputs: slice | None = None,
     ) -> Tensor:
-        """(B, T, width) -> (B, T, width), or (B, S, width) if only the S tokens of ``outputs`` ask.
+        """Attend: (B, T, width) -> (B, T, width), or (B, S, width) with queries of the S tokens of ``outputs`` only.
 
         See :func:`attention` for ``key_mask`` (B, T).
         """

@@ -1,7 +1,7 @@
 """Mixed 2D rotary position embedding: every layer and head learns its own frequencies for both axes.
 
-Angle of a pair of channels at column x and row y (paper section 3.1; the mixed form is that of the released weights):
-    angle = x * frequency_x + y * frequency_y,  x, y = 0, 1, 2, ... not centred, not scaled.
+A pair of channels at column x and row y is rotated by (paper section 3.1; the released weights use this mixed form):
+    angle = x * frequency_x + y * frequency_y,  x, y = 0, 1, 2, ... neither centred nor scaled.
 """
 
 import math
@@ -16,14 +16,14 @@ Rotation = tuple[Tensor, Tensor]
 def rotate(queries_or_keys: Tensor, rotation: Rotation) -> Tensor:
     """Rotate adjacent channel pairs (2i, 2i + 1) by the given angles.
 
-    Written as a complex product where that is faster, and with real ones elsewhere and for compilation.
+    A complex product computes this where it is faster; compiled code and other cases use real products.
 
     Args:
         queries_or_keys: (..., heads, T, head_dim).
         rotation: cos and sin, (heads, T, head_dim / 2) each, or (B, heads, T, head_dim / 2).
 
     Returns:
-        Tensor shaped like the input, of its dtype.
+        A tensor of the shape and dtype of the input.
     """
     cos, sin = rotation
     dtype = queries_or_keys.dtype
@@ -36,24 +36,24 @@ def rotate(queries_or_keys: Tensor, rotation: Rotation) -> Tensor:
 
 
 def complex_is_faster(device: str, dtype: torch.dtype) -> bool:
-    """Whether one complex product beats six real operations: if it needs no conversion, and on a CPU even then."""
+    """Return whether one complex product beats six real operations: without a conversion, or on any CPU."""
     return dtype in (torch.float32, torch.float64) or device == "cpu"
 
 
 def select(rotation: Rotation, positions: Tensor) -> Rotation:
-    """Rotations (B, heads, K, head_dim / 2) of the tokens at the ``positions`` (B, K) of a sequence."""
+    """Return the rotations (B, heads, K, head_dim / 2) of the tokens at ``positions`` (B, K) of a sequence."""
     cos, sin = rotation
     index = positions[:, None, :, None]
     return cos[None].take_along_dim(index, dim=2), sin[None].take_along_dim(index, dim=2)
 
 
 def compute_dtype(reference: Tensor) -> torch.dtype:
-    """The dtype in which a linear layer returns its result for ``reference``: autocast's dtype, or its own."""
+    """Return the dtype of a linear layer's result for ``reference``: autocast's dtype, or its own."""
     return torch.get_autocast_dtype(reference.device.type) if autocasts(reference) else reference.dtype
 
 
 def autocasts(reference: Tensor) -> bool:
-    """Whether operations on the device of ``reference`` run under autocast, which the meta device does not know."""
+    """Return whether operations on the device of ``reference`` run under autocast; the meta device has none."""
     device = reference.device.type
     return device != "meta" and torch.is_autocast_enabled(device)
 
@@ -61,8 +61,8 @@ def autocasts(reference: Tensor) -> bool:
 class MixedRotaryEmbedding2d(nn.Module):
     """Learned 2D rotary frequencies for all layers of one transformer, turned into angles once per forward pass.
 
-    Angles are always computed in float32, whatever the autocast state. Outside of training they are cached per grid
-    and recomputed only when the frequencies have changed, unless :meth:`stop_caching` was called.
+    Angles are computed in float32, under autocast too. Outside of training they are cached for one grid and recomputed
+    only if the frequencies change. :meth:`stop_caching` turns the cache off.
 
     Args:
         depth: number of layers.
@@ -96,7 +96,7 @@ class MixedRotaryEmbedding2d(nn.Module):
         self.caches = False
 
     def angles(self, grid: tuple[int, int]) -> Tensor:
-        """float32 angles (depth, heads, N, head_dim / 2) for a grid of (rows, columns) patches in raster order."""
+        """Return float32 angles (depth, heads, N, head_dim / 2) of a (rows, columns) grid of patches."""
         rows, columns = grid
         device = self.frequencies.device
         x = torch.arange(columns, device=device, dtype=torch.float32).repeat(rows)
@@ -105,9 +105,9 @@ class MixedRotaryEmbedding2d(nn.Module):
         return x[:, None] * frequencies_x + y[:, None] * frequencies_y
 
     def forward(self, grid: tuple[int, int], before: int, after: int, dtype: torch.dtype) -> list[Rotation]:
-        """Rotations of each layer for the sequence [``before`` tokens | grid | ``after`` tokens].
+        """Return the rotations of each layer for the sequence [``before`` tokens | grid | ``after`` tokens].
 
-        Tokens outside the grid (class, register and latent tokens) get angle zero, so they are not rotated.
+        Tokens outside the grid (class, register and latent tokens) have angle zero, so they are not rotated.
 
         Returns:
             One (cos, sin) pair per layer, each (heads, before + N + after, head_dim / 2) in ``dtype``.

@@ -1,4 +1,4 @@
-"""What encoder and decoder share: transformer sizes, the block, position tables and initialisation."""
+"""What transformers share: sizes, blocks, position tables and initialisation."""
 
 import math
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from maetok.networks.layers.network import Network
 from maetok.networks.layers.rope import MixedRotaryEmbedding2d, Rotation, autocasts
 
 Positions = Literal["rotary", "absolute", "both"]
-"""Position information on image tokens: rotary angles in attention, a learned table added at the input, or both."""
+"""Positions of image tokens: rotary angles in attention, a learned table that is added to the input, or both."""
 
 
 @dataclass(frozen=True)
 class TransformerSize:
-    """Size of a vision transformer; ``configs/size`` names the usual ones (tiny, small, base, large)."""
+    """Size of a vision transformer; ``configs/size`` has the usual ones (tiny, small, base, large)."""
 
     width: int = 768
     depth: int = 12
@@ -34,7 +34,7 @@ class TransformerSize:
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer normalisation in the dtype of its input, also where sharded parameters come in bfloat16."""
+    """Layer normalisation in the dtype of its input, even if sharded parameters are gathered in bfloat16."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., width) -> (..., width)."""
@@ -47,8 +47,8 @@ class Block(nn.Module):
 
     Args:
         size: width, heads and MLP ratio.
-        layer_scale: initial value of the residual scales; the released weights started at 1e-5, at which a decoder
-            ignores its input, so 1 is our default.
+        layer_scale: initial value of the residual scales. The released weights started at 1e-5, which makes a decoder
+            ignore its input, so our default is 1.
     """
 
     def __init__(self, size: TransformerSize, layer_scale: float = 1.0) -> None:
@@ -68,10 +68,10 @@ class Block(nn.Module):
         key_mask: Tensor | None = None,
         outputs: slice | None = None,
     ) -> Tensor:
-        """(B, T, width) -> (B, T, width), or (B, S, width), the S tokens of ``outputs``.
+        """Transform tokens: (B, T, width) -> (B, T, width), or (B, S, width), the S tokens of ``outputs``.
 
-        ``key_mask`` (B, T) bool is False for tokens that no other may read. ``latents`` is unused here; see
-        :class:`ModulatedBlock`.
+        ``key_mask`` (B, T) bool is False for tokens that no token may read. Only :class:`ModulatedBlock` uses
+        ``latents``.
         """
         update = self.ls1(self.attn(self.norm1(tokens), rotation, key_mask, outputs))
         tokens = (tokens if outputs is None else tokens[:, outputs]) + update
@@ -83,10 +83,10 @@ class Block(nn.Module):
 
 
 class ModulatedBlock(nn.Module):
-    """Block of the released "movqv2" decoder: the latents shift and scale the normalised *latent tokens* again.
+    """Block of the released "movqv2" decoder: the latents shift and scale the normalised *latent tokens*.
 
-    The last L tokens of the sequence are latent tokens; token i among them is transformed as
-    ``h * scale(z_i) + shift(z_i)`` after each normalisation, where z is the raw latent. There is no LayerScale.
+    The last L tokens of the sequence are latent tokens. After each normalisation, token i among them becomes
+    ``h * scale(z_i) + shift(z_i)``, where z is the raw latent. There is no LayerScale.
 
     Args:
         size: width, heads and MLP ratio.
@@ -104,7 +104,11 @@ class ModulatedBlock(nn.Module):
     def forward(
         self, tokens: Tensor, rotation: Rotation | None, latents: Tensor, outputs: slice | None = None
     ) -> Tensor:
-        """(B, T, width), latents (B, L, C) -> (B, T, width), or (B, S, width), S image tokens at ``outputs``."""
+        """Transform tokens (B, T, width) with latents (B, L, C).
+
+        Returns:
+            (B, T, width), or (B, S, width), the S image tokens of ``outputs``.
+        """
         shift1, scale1, shift2, scale2 = self.modulation(F.silu(latents)).chunk(4, dim=-1)
         attention_output = self.attn(
             modulate_latent_tokens(self.norm1(tokens), shift1, scale1), rotation, outputs=outputs
@@ -168,12 +172,12 @@ def run_blocks(
 
 
 def position_table(prefix_slots: int, grid: tuple[int, int], width: int) -> nn.Parameter:
-    """A learned table (1, prefix_slots + N, width), small at the start."""
+    """Make a learned table (1, prefix_slots + N, width) with small initial values."""
     return nn.Parameter(torch.randn(1, prefix_slots + math.prod(grid), width) * 0.02)
 
 
 def resize_position_table(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """Fit a table (1, P + N, width) to another grid by bicubic interpolation; the P prefix slots stay as they are."""
+    """Resize a table (1, P + N, width) to another grid by bicubic interpolation; the P prefix slots do not change."""
     if grid == new_grid:
         return table
     prefix, image = table.split([table.shape[1] - math.prod(grid), math.prod(grid)], dim=1)
@@ -183,7 +187,7 @@ def resize_position_table(table: Tensor, grid: tuple[int, int], new_grid: tuple[
 
 
 def rotary_embedding(positions: Positions, size: TransformerSize, theta: float) -> MixedRotaryEmbedding2d | None:
-    """The rotary embedding that ``positions`` asks for, if any."""
+    """Make the rotary embedding, unless ``positions`` is absolute."""
     if positions == "absolute":
         return None
     return MixedRotaryEmbedding2d(size.depth, size.num_heads, size.head_dim, theta)
