@@ -1,4 +1,4 @@
-"""Flow matching in small parts: path, times, objective, guidance, solvers. A denoiser is passed in as a callable."""
+"""Flow matching in small parts: path, times, objective, guidance, solvers. The caller passes the denoiser."""
 
 from maetok.flow.guidance import Autoguidance, GuidedVelocity
 from maetok.flow.interpolants import CosineInterpolant, Interpolant, LinearInterpolant

@@ -1,4 +1,4 @@
-"""From noise (t = 1) to data (t = 0) along a velocity field: Euler, Heun, Euler-Maruyama, adaptive Dormand-Prince."""
+"""Solvers from noise (t = 1) to data (t = 0): Euler, Heun, Euler-Maruyama and adaptive Dormand-Prince."""
 
 import copy
 import math
@@ -14,27 +14,27 @@ from maetok.flow.interpolants import Interpolant, LinearInterpolant
 from maetok.flow.time_sampling import shift_time
 
 StepNoise = Callable[[int], Tensor]
-"""Number of a step, counted from 0 -> standard normal noise (n, L, C)."""
+"""Index of a step, from 0 on -> standard normal noise (n, L, C)."""
 
 
 class VelocityField(Protocol):
-    """What is integrated, for instance a `GuidedVelocity`.
+    """The field that a solver integrates, for instance a `GuidedVelocity`.
 
-    Arguments are the state (n, L, C) float64, the time, and the time at which whether to guide is decided if that is
-    another one. A field with jumps in time may list them, descending, as ``breaks``.
+    Its arguments are the state (n, L, C) float64, the time, and the time that decides whether guidance is active, if
+    that differs. A field with jumps in time may list them, descending, as ``breaks``.
     """
 
     def __call__(self, x: Tensor, t: float, decided_at: float | None = None, /) -> Tensor:
-        """Velocity of the shape and dtype of ``x``."""
+        """Return the velocity, with the shape and dtype of ``x``."""
 
 
 def time_grid(steps: int, shift: float = 1.0, last: float = 0.0) -> list[float]:
-    """The times of ``steps`` steps from 1 to 0: steps + 1 numbers, evenly spaced but for the shift.
+    """Return the times of ``steps`` steps from 1 to 0: steps + 1 numbers, evenly spaced before the shift.
 
     Args:
         steps: number of steps, at least 1.
-        shift: see `shift_time`; above 1 there are more times near noise.
-        last: if positive, the last step begins there, and the others divide what lies before it in the same way.
+        shift: see `shift_time`; above 1 puts more times near noise.
+        last: if positive, the last step begins there and the other steps divide [last, 1] in the same way.
     """
     if last == 0.0:
         return shift_time(torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64), shift).tolist()
@@ -43,7 +43,7 @@ def time_grid(steps: int, shift: float = 1.0, last: float = 0.0) -> list[float]:
 
 
 class Solver(ABC):
-    """A way to integrate; the state is float64 whatever the denoiser's dtype is."""
+    """A method of integration. The state is float64, whatever the denoiser's dtype."""
 
     @abstractmethod
     def __call__(
@@ -56,10 +56,10 @@ class Solver(ABC):
         """Integrate from t = 1 to t = 0.
 
         Args:
-            velocity: the field; it is called with states in float64.
+            velocity: the field, called with float64 states.
             noise: (n, L, C) standard normal, any floating dtype.
-            step_noise: noise of each step, for stochastic solvers; the others do not ask for it.
-            interpolant: the path on which the velocity was learned, likewise; default linear.
+            step_noise: noise of each step; only stochastic solvers use it.
+            interpolant: the path on which the velocity was learned; only stochastic solvers use it; default linear.
 
         Returns:
             (n, L, C) float64.
@@ -73,7 +73,7 @@ class Solver(ABC):
         """Return the same solver with another number of steps.
 
         Raises:
-            ValueError: if it has none to set, or steps < 1.
+            ValueError: if the solver has no number of steps, or steps < 1.
         """
 
 
@@ -105,7 +105,7 @@ class FixedStepSolver(Solver):
 
 
 class Euler(FixedStepSolver):
-    """Explicit Euler of the probability flow ODE, order 1; one call of the velocity per step."""
+    """Explicit Euler of the probability flow ODE, order 1. Each step calls the velocity once."""
 
     def __call__(
         self,
@@ -124,8 +124,8 @@ class Euler(FixedStepSolver):
 class Heun(FixedStepSolver):
     """Heun's method of the probability flow ODE, order 2 (EDM, arXiv 2206.00364, algorithm 1).
 
-    As published: the last step, which ends in data, is an Euler step, whose own error is of order 2 as well, and a
-    correction is guided if its step's start is inside the guidance interval. 2 steps - 1 calls of the velocity.
+    As published, the last step, which ends in data, is an Euler step; its own error is of order 2 as well. A correction
+    is guided if the start of its step is inside the guidance interval. It calls the velocity 2 steps - 1 times.
     """
 
     def __call__(
@@ -149,16 +149,16 @@ class Heun(FixedStepSolver):
 class EulerMaruyama(FixedStepSolver):
     """Euler-Maruyama of the reverse SDE dx = (v - t score) dt + sqrt(2 t) dw (SiT, arXiv 2401.08740, section 2).
 
-    As published: the diffusion coefficient is 2 t on every path, and the last step, from ``last`` to 0, adds no noise.
-    Step k < steps - 1 adds ``step_noise(k)``. One call of the velocity per step.
+    As published, the diffusion coefficient is 2 t on every path, and the last step, from ``last`` to 0, adds no noise.
+    Step k < steps - 1 adds ``step_noise(k)``. Each step calls the velocity once.
 
     Args:
-        steps: number of steps, the last one included.
-        shift: shift of the grid, see `shift_time`; ``last`` stays.
+        steps: number of steps, including the last one.
+        shift: shift of the grid, see `shift_time`; it does not move ``last``.
         last: time in (0, 1) at which the last step begins.
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: if an argument is out of range.
     """
 
     def __init__(self, steps: int = 250, shift: float = 1.0, last: float = 0.04) -> None:
@@ -191,9 +191,9 @@ class EulerMaruyama(FixedStepSolver):
 class Dopri5(Solver):
     """Dormand-Prince 5(4) with adaptive steps, from torchdiffeq; default tolerances are those of SiT.
 
-    A step is accepted if the error of every sample is within tolerance, and it never crosses the edge of a guidance
-    interval. Steps depend on all samples of a batch, so a picture is the same in any batch only within tolerance.
-    The denoiser should be float32: the noise of bfloat16 is above the tolerance and makes steps tiny.
+    A step is accepted if the error of every sample is within tolerance. No step crosses an edge of a guidance interval.
+    Steps depend on all samples of a batch, so a picture is the same in any batch only within tolerance. The denoiser
+    should be float32: the rounding errors of bfloat16 exceed the tolerance and make steps tiny.
 
     Args:
         rtol: relative tolerance.
@@ -220,7 +220,7 @@ class Dopri5(Solver):
 
         x = noise.double()
         for start, end in pairwise((1.0, *getattr(velocity, "breaks", ()), 0.0)):
-            middle = (start + end) / 2  # on which side of the edges of an interval this piece lies
+            middle = (start + end) / 2  # decides on which side of the guidance interval's edges this piece lies
 
             def slope(t: Tensor, state: Tensor, middle: float = middle) -> Tensor:
                 return velocity(state, t.item(), middle)
@@ -231,10 +231,10 @@ class Dopri5(Solver):
         return x
 
     def with_steps(self, steps: int) -> Self:
-        """Refuse: the tolerances decide."""
-        raise ValueError(f"steps={steps} means nothing to Dopri5: set its rtol and atol, or take another solver")
+        """Refuse, because the tolerances decide the number of steps."""
+        raise ValueError(f"steps={steps} means nothing to Dopri5: set its rtol and atol, or use another solver")
 
 
 def _largest_rms(errors: Tensor) -> Tensor:
-    """Root mean square of each sample (n, ...), the largest of them."""
+    """Return the largest root mean square of the samples (n, ...)."""
     return errors.flatten(1).square().mean(1).sqrt().max()

@@ -1,4 +1,4 @@
-"""At which times training looks; all as functions of uniform numbers given by the caller."""
+"""Distributions of training times. The caller supplies uniform random numbers."""
 
 from abc import ABC, abstractmethod
 
@@ -9,24 +9,24 @@ from maetok.flow.interpolants import Interpolant, LinearInterpolant
 
 
 def shift_time(t: Tensor, shift: float) -> Tensor:
-    """t' = shift t / (1 + (shift - 1) t), which keeps 0 and 1 (SD3, arXiv 2403.03206, section 5.3.2).
+    """Return t' = shift t / (1 + (shift - 1) t), which keeps 0 and 1 (SD3, arXiv 2403.03206, section 5.3.2).
 
     Args:
         t: times in [0, 1], any shape.
-        shift: above 1 moves times towards noise, below 1 towards data; ``1 / shift`` undoes it, and is also what the
-            same shift is called where t = 1 is data.
+        shift: above 1 moves times towards noise, below 1 towards data. ``1 / shift`` undoes it. Projects in which t = 1
+            is data call the same shift ``1 / shift``.
 
     Returns:
-        Times in [0, 1], same shape and dtype.
+        Times in [0, 1] with the shape and dtype of ``t``.
     """
     return shift * t / (1.0 + (shift - 1.0) * t)
 
 
 def standard_normal(uniform: Tensor) -> Tensor:
-    """Standard normal numbers (float64, in about [-5.4, 5.4]) of the uniform numbers in [0, 1), by the quantile.
+    """Map uniform numbers in [0, 1) to standard normal ones (float64, in about [-5.4, 5.4]) by the quantile function.
 
-    Uniform numbers within 2^-25 (half the resolution of float32) of 0 or 1 are moved to that distance, so that 0 gives
-    a finite number.
+    Uniform numbers closer than 2^-25 (half the resolution of float32) to 0 or 1 are moved to that distance, so that 0
+    gives a finite number.
     """
     margin = 2.0**-25
     return torch.special.ndtri(uniform.double().clamp(margin, 1.0 - margin))
@@ -49,14 +49,14 @@ class TimeSampling(ABC):
 
     @abstractmethod
     def unshifted(self, uniform: Tensor, interpolant: Interpolant) -> Tensor:
-        """Times (B,) in [0, 1] before the shift, from uniform numbers (B,) in [0, 1); may be float64."""
+        """Return times (B,) in [0, 1] before the shift, from uniform numbers (B,) in [0, 1). They may be float64."""
 
     def __call__(self, uniform: Tensor, interpolant: Interpolant | None = None) -> Tensor:
-        """Times of a training step.
+        """Return the times of a training step.
 
         Args:
             uniform: (B,) float32 or float64 in [0, 1).
-            interpolant: the path that is learned, which some distributions depend on; default linear.
+            interpolant: the path that the denoiser learns; some distributions depend on it; default linear.
 
         Returns:
             (B,) in [0, 1], in the dtype of ``uniform``.
@@ -66,7 +66,7 @@ class TimeSampling(ABC):
 
 
 class UniformTime(TimeSampling):
-    """All times alike (SiT)."""
+    """Uniform times (SiT)."""
 
     def unshifted(self, uniform: Tensor, interpolant: Interpolant) -> Tensor:
         """Return the uniform numbers themselves."""
@@ -77,8 +77,8 @@ class LogitNormalTime(TimeSampling):
     """t = sigmoid(mean + std normal) (SD3, arXiv 2403.03206, section 3.1; LightningDiT with mean 0, std 1).
 
     Args:
-        mean: above 0 prefers noise.
-        std: width of the normal distribution.
+        mean: above 0 favours noise.
+        std: standard deviation of the normal distribution.
         shift: see `shift_time`.
 
     Raises:
@@ -92,14 +92,14 @@ class LogitNormalTime(TimeSampling):
         self.mean, self.std = mean, std
 
     def unshifted(self, uniform: Tensor, interpolant: Interpolant) -> Tensor:
-        """sigmoid(mean + std normal)."""
+        """Return sigmoid(mean + std normal)."""
         return torch.sigmoid(self.mean + self.std * standard_normal(uniform))
 
 
 class LogNormalTime(LogitNormalTime):
     """Log-normal noise-to-signal ratio s = sigma / alpha = exp(mean + std normal), as in the published SiT loss.
 
-    t = s / (1 + s) on the linear path, where this is `LogitNormalTime`, and (2 / pi) atan(s) on the cosine path. The
+    On the linear path t = s / (1 + s), which is `LogitNormalTime`; on the cosine path t = (2 / pi) atan(s). The
     published mean and std are 0 and 1; EDM (arXiv 2206.00364) uses -1.2 and 1.2.
 
     Args:
@@ -112,5 +112,5 @@ class LogNormalTime(LogitNormalTime):
     """
 
     def unshifted(self, uniform: Tensor, interpolant: Interpolant) -> Tensor:
-        """The time at which sigma / alpha is exp(mean + std normal)."""
+        """Return the time at which sigma / alpha is exp(mean + std normal)."""
         return interpolant.time_at_ratio(torch.exp(self.mean + self.std * standard_normal(uniform)))

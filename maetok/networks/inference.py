@@ -40,12 +40,12 @@ class PackedLinear(nn.Module):
 def prepare_for_inference(network: nn.Module, bfloat16: bool) -> Callable[[], None]:
     """Make the linear layers of all blocks faster, in place.
 
-    With ``bfloat16`` the layers hold their weights in that dtype. Autocast converts float32 weights again in every call,
+    With ``bfloat16`` the layers hold their weights in that dtype. Autocast converts float32 weights in every call,
     which takes a third of the time of a small batch. Outputs are equal bit for bit: products are the same as under
     autocast, and sums of residual branches and normalisations stay float32.
 
-    On a CPU weights are packed (:class:`PackedLinear`), except in compiled blocks. A GELU is then applied before numbers
-    are rounded, so outputs are slightly more precise.
+    On a CPU weights are packed (:class:`PackedLinear`), except in compiled blocks. A GELU is then applied before
+    numbers are rounded, so outputs are slightly more precise.
 
     Args:
         network: any module; the blocks of every network inside it are prepared. It can neither be trained nor saved
@@ -95,7 +95,7 @@ def pack_weights(block: nn.Module, replace: Replace) -> None:
 
 
 def multiplied_by_onednn(weight: Tensor) -> bool:
-    """Return whether oneDNN computes PyTorch's products with this weight; see :func:`maetok.runtime.cpu.use_fast_float32`."""
+    """Return whether oneDNN computes products with this weight; see :func:`maetok.runtime.cpu.use_fast_float32`."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     if weight.dtype == torch.float32:

@@ -1,7 +1,7 @@
 """Divide networks among processes with FSDP2. Each block is a unit, and so is the rest of each part.
 
-A part is a module that is called as a whole (an encoder, a decoder, a denoiser). Every process holds an equal share of a
-sharded parameter, of its gradient, of its optimizer state and of its moving average.
+A part is a module that is called as a whole (an encoder, a decoder, a denoiser). Every process holds an equal share of
+a sharded parameter, of its gradient, of its optimizer state and of its moving average.
 """
 
 import warnings

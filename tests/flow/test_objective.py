@@ -97,7 +97,9 @@ def test_min_snr_weights_are_those_of_predicted_data(path: Interpolant) -> None:
     """Their definition: the squared error of the data has weight min(SNR, gamma) (arXiv 2303.09556)."""
     batch, t = draw(), torch.linspace(0.05, 0.95, 6)
     x = path.interpolate(batch["data"], batch["noise"], t)
-    error = path.data_from_velocity(wrong(x, t, batch["condition"]), x, t) - batch["data"]
+    noise = path.noise_from_velocity(wrong(x, t, batch["condition"]), x, t)
+    alpha, sigma = path.alpha(t)[:, None, None], path.sigma(t)[:, None, None]
+    error = (x - sigma * noise) / alpha - batch["data"]
     snr = (path.alpha(t) / path.sigma(t)).square()
     expected = snr.clamp(max=5.0) * error.square().mean((1, 2))
     losses = FlowObjective(path, weighting=MinSNRWeighting(5.0)).losses_at(wrong, t=t, **batch)
