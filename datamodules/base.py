@@ -1,7 +1,8 @@
 """The contents of a batch, as loaders yield it and as tasks and callbacks receive it."""
 
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,3 +47,20 @@ def to_model_input(batch: ImageBatch) -> ImageBatch:
     """Convert uint8 images to float32 in [-1, 1], on their device."""
     images = batch["images"].to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)
     return {**batch, "images": images}
+
+
+def common_entries(labels: np.ndarray, indices: np.ndarray, position: int) -> dict[str, Any]:
+    """Return the entries of a batch that do not depend on the kind of data.
+
+    Args:
+        labels: (n,) int64 labels of a split.
+        indices: (B,) int64 index of each sample of the batch; negative for padding and broken samples.
+        position: see :class:`datamodules.order.BatchReference`.
+    """
+    valid = indices >= 0
+    return {
+        "labels": np.where(valid, labels[indices], 0),
+        "indices": indices,
+        "valid": valid,
+        "position": position,
+    }

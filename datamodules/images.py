@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from datamodules.augmentation import uniform_numbers
-from datamodules.base import ImageBatch, Split, to_model_input
+from datamodules.base import ImageBatch, Split, common_entries, to_model_input
 from datamodules.faults import FaultMonitor
 from datamodules.order import BatchReference
 from datamodules.sharded import SampleIndex, ShardedData
@@ -115,15 +115,8 @@ class ImageDataset(Dataset[ImageBatch]):
         for place, index in enumerate(reference.indices.tolist()):
             indices[place], image = self.sample(index, uniform[place], faults)
             images[place] = 0 if image is None else image
-        valid = indices >= 0
-        return {
-            "images": images,
-            "labels": np.where(valid, self.index.label[indices], 0),
-            "indices": indices,
-            "valid": valid,
-            "position": reference.position,
-            "faults": faults,
-        }
+        entries = common_entries(self.index.label, indices, reference.position)
+        return {"images": images, **entries, "faults": faults}
 
 
 class ImageData(ShardedData):

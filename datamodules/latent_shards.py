@@ -7,7 +7,7 @@ import numpy as np
 from jsonargparse.typing import PositiveInt
 from torch.utils.data import Dataset, get_worker_info
 
-from datamodules.base import LatentBatch, Split
+from datamodules.base import LatentBatch, Split, common_entries
 from datamodules.order import BatchReference
 from datamodules.sharded import Loading, ShardedData
 from datamodules.shards import ShardError
@@ -46,18 +46,12 @@ class LatentDataset(Dataset[LatentBatch]):
 
     def __getitems__(self, reference: BatchReference) -> dict[str, Any]:
         """Return one batch in the order of the reference; the loader turns its arrays into tensors."""
-        indices, valid = reference.indices, reference.indices >= 0
+        indices = reference.indices
         latents = self.index.empty(len(indices))
         if get_worker_info() is not None:
             latents.share_memory_()  # the loader would copy it there otherwise
         self.index.copy(indices, self.chosen_variants(reference), latents)
-        return {
-            "latents": latents,
-            "labels": np.where(valid, self.index.label[indices], 0),
-            "indices": indices,
-            "valid": valid,
-            "position": reference.position,
-        }
+        return {"latents": latents, **common_entries(self.index.label, indices, reference.position)}
 
 
 class LatentShards(ShardedData):

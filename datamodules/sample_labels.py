@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.base import Split
+from datamodules.base import Split, common_entries
 from datamodules.order import BatchReference, ShardwiseOrder
 from datamodules.sharded import Loading, ShardedData
 
@@ -42,9 +42,7 @@ class LabelDataset(Dataset[Any]):
 
     def __getitems__(self, reference: BatchReference) -> dict[str, Any]:
         """Return one batch of arrays; the loader makes tensors of them."""
-        valid = reference.indices >= 0
-        labels = np.where(valid, self.labels[reference.indices], 0)
-        return {"indices": reference.indices, "labels": labels, "valid": valid, "position": reference.position}
+        return common_entries(self.labels, reference.indices, reference.position)
 
 
 class SampleLabels(ShardedData):

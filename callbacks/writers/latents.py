@@ -1,15 +1,13 @@
 """Stores the latents of a data set as a latent cache (docs/data.md)."""
 
-import warnings
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from lightning.pytorch import Trainer
 
+from callbacks.writers.base import ShardWriter
 from maetok.formats.latent_cache import (
     MANIFEST,
     SPLITS,
@@ -22,7 +20,7 @@ from maetok.formats.latent_cache import (
 )
 
 
-class LatentWriter(Callback):
+class LatentWriter(ShardWriter):
     """Writes one safetensors file per image shard while ``predict`` runs, and ``manifest.json`` when all are complete.
 
     Processes take whole shards. A file gets its name when it is complete, so a killed run resumes with the missing
@@ -34,26 +32,17 @@ class LatentWriter(Callback):
         overwrite: replace a cache of another tokenizer, transform or dtype instead of refusing.
     """
 
+    splits, kind = SPLITS, "latents"
+
     def __init__(
         self, output: str, dtype: Literal["float16", "bfloat16", "float32"] = "float16", overwrite: bool = False
     ) -> None:
-        self.output, self.dtype, self.overwrite = Path(output), dtype, overwrite
-        self.identity = cast(CacheIdentity, {})
-        self.parts: list[tuple[Tensor, Tensor, Tensor]] = []  # of the shard that is being encoded
-        self.current: tuple[str, int] | None = None
+        super().__init__(output)
+        self.dtype, self.overwrite = dtype, overwrite
 
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Find the shards that are complete.
-
-        Raises:
-            FileExistsError: if the folder holds latents of another tokenizer, transform or dtype.
-        """
-        if stage != "predict":
-            return
-        # The order yields every sample once, as its tests show, and a process may have no shard left to encode.
-        warnings.filterwarnings("ignore", "You are using a custom batch sampler|Total length of `.*`")
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        self.identity = {
+    def describe(self, trainer: Trainer, pl_module: Any, data: Any) -> CacheIdentity:
+        """Return the identity of the cache."""
+        return {
             "tokenizer_hash": pl_module.tokenizer_hash,
             "transform": data.evaluation_transform,
             "variants": list(pl_module.variants),
@@ -61,13 +50,13 @@ class LatentWriter(Callback):
             "precision": str(trainer.precision),
             "sources": {split: data.index(split).fingerprint() for split in SPLITS},
         }
+
+    def begin(self, data: Any) -> dict[str, set[int]]:
+        """Find the complete shards; with ``overwrite``, remove those of another cache."""
         self.output.mkdir(parents=True, exist_ok=True)
-        finished = {split: self.finished(data, split) for split in SPLITS} if trainer.is_global_zero else {}
-        if trainer.is_global_zero:  # the cache must not be read until all shards are complete
-            (self.output / MANIFEST).unlink(missing_ok=True)
-        data.finished_shards = trainer.strategy.broadcast(finished)  # equal on all processes, which share the rest
-        count = sum(map(len, data.finished_shards.values()))
-        rank_zero_info(f"writing latents to {self.output}" + (f": {count} shards are complete" if count else ""))
+        finished = {split: self.finished(data, split) for split in SPLITS}
+        (self.output / MANIFEST).unlink(missing_ok=True)  # the cache must not be read until all shards are complete
+        return finished
 
     def paths(self, data: Any, split: str) -> dict[int, Path]:
         """Return the path of every shard of a split that has samples, by its number."""
@@ -90,21 +79,12 @@ class LatentWriter(Callback):
                     )
         return found
 
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Collect the latents of one shard, and write it after its last sample."""
-        split, after = SPLITS[dataloader_idx], int(batch["position"])
-        ends = np.cumsum(trainer.datamodule.index(split).shard_samples)  # type: ignore[attr-defined]
-        number = int(np.searchsorted(ends, after))
-        if self.current != (split, number):  # a shard that limit_predict_batches cut short is not written
-            self.current, self.parts = (split, number), []
+    def part(self, outputs: Any, batch: Any) -> Any:
+        """Return latents, labels and indices of the valid samples."""
         valid = batch["valid"]
-        self.parts.append((outputs.cpu(), batch["labels"][valid].cpu(), batch["indices"][valid].cpu()))
-        if after == ends[number]:
-            self.write(trainer.datamodule.index(split), split, number)  # type: ignore[attr-defined]
+        return outputs.cpu(), batch["labels"][valid].cpu(), batch["indices"][valid].cpu()
 
-    def write(self, index: Any, split: str, number: int) -> None:
+    def write(self, data: Any, split: str, number: int) -> None:
         """Write the collected latents.
 
         Raises:
@@ -117,15 +97,9 @@ class LatentWriter(Callback):
                 f"latents up to {latents.abs().max():.3g} cannot be stored as LatentWriter.dtype={self.dtype}: use "
                 "bfloat16 or float32, or find out why they are so large"
             )
-        path, keys = shard_path(self.output, split, number), index.keys(indices.numpy())
-        write_shard(path, stored, labels, indices, keys, self.identity, Path(index.paths[number]).name)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the manifest when the shards of all processes are complete."""
-        if stage == "predict":
-            trainer.strategy.barrier()
-            if trainer.is_global_zero:
-                self.finish(trainer.datamodule)  # type: ignore[attr-defined]
+        index, path = data.index(split), shard_path(self.output, split, number)
+        keys, source = index.keys(indices.numpy()), Path(index.paths[number]).name
+        write_shard(path, stored, labels, indices, keys, self.identity, source)
 
     def finish(self, data: Any) -> None:
         """Check that not too many samples are missing, and write the manifest."""

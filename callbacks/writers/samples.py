@@ -3,20 +3,20 @@
 import hashlib
 import json
 import shutil
-import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from callbacks.writers.base import ShardWriter
 from maetok.formats.files import atomic_write, partial_path, write_text
 
 
-class SampleWriter(Callback):
+class SampleWriter(ShardWriter):
     """Writes a block of images at a time while ``predict`` runs, and joins the blocks when all are complete.
 
     Processes take whole blocks. A block gets its name when it is complete, so a killed run resumes with the missing
@@ -28,13 +28,13 @@ class SampleWriter(Callback):
         png: write ``images/000000.png`` and so on.
     """
 
+    kind = "samples"
+
     def __init__(self, output: str, npz: bool = True, png: bool = False) -> None:
         if not (npz or png):
             raise ValueError("SampleWriter writes nothing with npz=False and png=False: set one of them to true")
-        self.output, self.npz, self.png = Path(output), npz, png
-        self.identity: dict[str, Any] = {}
-        self.parts: list[np.ndarray] = []
-        self.current = -1
+        super().__init__(output)
+        self.npz, self.png = npz, png
 
     @property
     def blocks(self) -> Path:
@@ -50,32 +50,25 @@ class SampleWriter(Callback):
         """Return whether all results exist."""
         return all(path.exists() for path in self.results)
 
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Find the blocks that are complete.
+    def block(self, number: int) -> Path:
+        """Return the path of a block."""
+        return self.blocks / f"{number:06d}.npy"
 
-        Raises:
-            FileExistsError: if the folder holds samples of another checkpoint or other settings.
-        """
-        if stage != "predict":
-            return
-        # The order yields every sample once, as its tests show, and a process may have no block left to sample.
-        warnings.filterwarnings("ignore", "You are using a custom batch sampler|Total length of `.*`")
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        self.identity = {
+    def describe(self, trainer: Trainer, pl_module: Any, data: Any) -> dict[str, Any]:
+        """Return the identity of the samples."""
+        return {
             "samples": data.index("train").fingerprint(),
             "labels": hashlib.sha256(np.asarray(data.labels, dtype=np.int64).tobytes()).hexdigest()[:16],
             **pl_module.sampling_identity(),
         }
-        finished: dict[str, list[int]] = {"train": []}
-        if trainer.is_global_zero:
-            self.blocks.mkdir(parents=True, exist_ok=True)
-            self.check_identity(self.results + list(self.blocks.glob("[0-9]*.npy")))
-            everything = range(len(data.index("train").shard_samples))
-            there = (int(path.stem) for path in self.blocks.glob("[0-9]*.npy"))
-            finished["train"] = list(everything) if self.complete() else sorted(there)
-        data.finished_shards = trainer.strategy.broadcast(finished)  # equal on all processes, which share the rest
-        count = len(data.finished_shards["train"])
-        rank_zero_info(f"writing samples to {self.output}" + (f": {count} blocks are complete" if count else ""))
+
+    def begin(self, data: Any) -> dict[str, list[int]]:
+        """Find the complete blocks."""
+        self.blocks.mkdir(parents=True, exist_ok=True)
+        present = sorted(self.blocks.glob("[0-9]*.npy"))
+        self.check_identity(self.results + present)
+        everything = range(len(data.index("train").shard_samples))
+        return {"train": list(everything) if self.complete() else [int(path.stem) for path in present]}
 
     def check_identity(self, images: list[Path]) -> None:
         """Raise FileExistsError if ``sampling.json`` beside existing images states another identity."""
@@ -92,33 +85,26 @@ class SampleWriter(Callback):
         if trainer.is_global_zero:
             write_text(self.output / "sampling.json", json.dumps(self.identity, indent=1))
 
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Tensor, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Collect the images of one block, and write it after its last image."""
-        after = int(batch["position"])
-        ends = np.cumsum(trainer.datamodule.index("train").shard_samples)  # type: ignore[attr-defined]
-        block = int(np.searchsorted(ends, after))
-        if self.current != block:  # a block that limit_predict_batches cut short is not written
-            self.current, self.parts = block, []
-        self.parts.append(outputs.cpu().numpy())
-        if after == ends[block]:
-            with atomic_write(self.blocks / f"{block:06d}.npy") as partial, partial.open("wb") as file:
-                np.save(file, np.concatenate(self.parts))
+    def part(self, outputs: Tensor, batch: Any) -> np.ndarray:
+        """Return the images of one batch."""
+        return outputs.cpu().numpy()
 
-    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Join the blocks of all processes when they are complete."""
-        if stage != "predict":
-            return
-        trainer.strategy.barrier()
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        paths = [self.blocks / f"{block:06d}.npy" for block in range(len(data.index("train").shard_samples))]
-        if trainer.is_global_zero and not self.complete():
-            missing = [path.name for path in paths if not path.is_file()]
+    def write(self, data: Any, split: str, number: int) -> None:
+        """Write the collected images of one block."""
+        with atomic_write(self.block(number)) as partial, partial.open("wb") as file:
+            np.save(file, np.concatenate(self.parts))
+
+    def finish(self, data: Any) -> None:
+        """Join the blocks of all processes.
+
+        Raises:
+            FileNotFoundError: if blocks are missing.
+        """
+        if not self.complete():
+            paths = [self.block(number) for number in range(len(data.index("train").shard_samples))]
+            missing = sum(not path.is_file() for path in paths)
             if missing:
-                raise FileNotFoundError(
-                    f"{len(missing)} blocks are missing in {self.blocks}: run the same command again"
-                )
+                raise FileNotFoundError(f"{missing} blocks are missing in {self.blocks}: run the same command again")
             if self.png:
                 write_pngs(paths, self.output / "images")
             if self.npz:
