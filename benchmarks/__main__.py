@@ -1,6 +1,6 @@
 """Time of the suite beside a plain version of the same networks: ``python -m benchmarks [--full]``.
 
-All is measured on one thread of a CPU, in CPU-seconds, the variants of a case in turn; ratios are within a round.
+Everything runs on one thread of a CPU, in CPU-seconds. Variants of a case take turns; ratios are within a round.
 """
 
 import argparse
@@ -27,7 +27,7 @@ METHOD = (
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Command line entry."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--full", action="store_true", help="all cases, about an hour; otherwise a few minutes")
     parser.add_argument("--rounds", default=5, type=int, help="rounds of each case; fewer of the longest")
@@ -67,7 +67,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def run(case: Case, options: argparse.Namespace, rounds: int | None = None) -> Numbers:
-    """Numbers of a case in a fresh process, unless they are known; with so many rounds if it has any."""
+    """Run a case in a fresh process, unless its numbers are known; ``rounds`` overrides its number of rounds."""
     if case.name in options.known:
         return options.known[case.name][0]
     arguments = case.arguments if rounds is None else {**case.arguments, "rounds": rounds}
@@ -78,7 +78,7 @@ def run(case: Case, options: argparse.Namespace, rounds: int | None = None) -> N
 
 
 def description(rounds: int) -> str:
-    """The machine and the method, for the head of the report."""
+    """Describe the machine and the method, for the head of the report."""
     model = next(
         (line.split(":")[1].strip() for line in cpu_lines() if line.startswith("model name")), platform.machine()
     )
@@ -88,7 +88,7 @@ def description(rounds: int) -> str:
 
 
 def cpu_lines() -> list[str]:
-    """What the kernel says about the processor; nothing where it does not."""
+    """Return the lines of ``/proc/cpuinfo``, or none where it does not exist."""
     path = Path("/proc/cpuinfo")
     return path.read_text().splitlines() if path.exists() else []
 
@@ -113,7 +113,7 @@ def network_sections(
 
 
 def surrounding(options: argparse.Namespace) -> tuple[str, dict[str, Numbers]]:
-    """Optimizer, average, checkpoints, start-up."""
+    """Measure optimizer, average, checkpoints and start-up."""
     found = {
         name: run(Case(name, function), options, options.rounds)
         for name, function in report.surroundings(options.full).items()
@@ -127,7 +127,7 @@ def surrounding(options: argparse.Namespace) -> tuple[str, dict[str, Numbers]]:
 
 
 def growth(options: argparse.Namespace) -> tuple[str, dict[str, Numbers]]:
-    """Exponents, with a plot."""
+    """Measure exponents of growth, and plot them."""
     found = {
         name: run(Case(name, function), options, options.rounds)
         for name, function in report.GROWTH.items()
@@ -144,7 +144,7 @@ def growth(options: argparse.Namespace) -> tuple[str, dict[str, Numbers]]:
 
 
 def operators(options: argparse.Namespace) -> tuple[str, dict[str, Numbers]]:
-    """Shares of operators in the training step."""
+    """Measure the shares of operators in the training step."""
     found = {}
     for precision in ("float32", "bfloat16"):
         name = f"operators of the tokenizer step, {precision}"
@@ -160,7 +160,7 @@ def operators(options: argparse.Namespace) -> tuple[str, dict[str, Numbers]]:
 
 
 def reading(options: argparse.Namespace) -> tuple[str, Results]:
-    """Images and latents per CPU-second."""
+    """Measure images and latents per CPU-second."""
     from benchmarks.harness import run_cases
     from benchmarks.speed.system import reading_cases
 
@@ -178,7 +178,7 @@ def reading(options: argparse.Namespace) -> tuple[str, Results]:
 
 
 def overhead(options: argparse.Namespace) -> tuple[str, dict[str, Numbers]]:
-    """Share of a training step that logging, average, gradient norm and callbacks take."""
+    """Measure the share of a training step that logging, average, gradient norm and callbacks take."""
     name = "overhead of a step"
     if not options.full or options.only not in name:
         return "", {}

@@ -1,4 +1,4 @@
-"""Whether two runs of the same benchmarks agree within the spread that each of them states."""
+"""Compare two runs of the same benchmarks: do they agree within their spreads?"""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from benchmarks.speed.report import join_lines, spread_of, variants_of
 
 
 def read_runs(paths: tuple[Path, Path]) -> tuple[dict[str, Numbers], dict[str, Numbers]]:
-    """Cases with ratios of two ``OUTPUT.json``, those that both have."""
+    """Return the cases with ratios that two ``OUTPUT.json`` share."""
     first, second = (
         {name: repeats[0] for name, repeats in json.loads(path.read_text())["repeats"].items()} for path in paths
     )
@@ -18,13 +18,13 @@ def read_runs(paths: tuple[Path, Path]) -> tuple[dict[str, Numbers], dict[str, N
 
 
 def disagreement(first: Numbers, second: Numbers, name: str) -> float:
-    """How far the ranges of two runs are apart, relative to the median of the first; 0 if they overlap."""
+    """Return the gap between the ranges of two runs, relative to the median of the first; 0 if they overlap."""
     gap = max(first[f"{name} min"] - second[f"{name} max"], second[f"{name} min"] - first[f"{name} max"])
     return max(gap, 0.0) / first[name]
 
 
 def consecutive_section(first: Mapping[str, Numbers], second: Mapping[str, Numbers]) -> str:
-    """Both runs' ratios side by side, and a verdict."""
+    """Return both runs' ratios side by side, and a verdict."""
     lines = ["| case | variant | first run: median (min ... max) | second run |", "|---|---|---|---|"]
     apart, changes = {}, []
     for case, numbers in first.items():

@@ -16,7 +16,7 @@ from maetok.runtime.memory import keep_freed_memory
 
 
 def measure_growth(calls: Mapping[int, Callable[[], object]], rounds: int) -> Numbers:
-    """CPU-seconds and FLOPs of each call by the number that grows, and the exponents of both, least rounds in turn."""
+    """Return CPU-seconds (fastest round) and FLOPs of each call by the growing number, and the exponents of both."""
     keep_freed_memory()
     numbers: Numbers = {f"FLOPs {size}": float(count_flops(call)) for size, call in calls.items()}
     least = dict.fromkeys(calls, float("inf"))
@@ -34,12 +34,12 @@ def measure_growth(calls: Mapping[int, Callable[[], object]], rounds: int) -> Nu
 
 
 def exponent(sizes: list[int], values: list[float]) -> float:
-    """Slope of the straight line through log(value) over log(size)."""
+    """Return the slope of the straight line through log(value) over log(size)."""
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
 def batch(rounds: int) -> Numbers:
-    """Encoding 1 to 8 images of 256 px."""
+    """Encode 1 to 8 images of 256 px."""
     tokenizer = base_tokenizer(256).eval()
     return measure_growth(
         {count: lambda count=count: encode(tokenizer.encode, count, 256) for count in (1, 2, 4, 8)}, rounds
@@ -47,7 +47,7 @@ def batch(rounds: int) -> Numbers:
 
 
 def resolution(rounds: int) -> Numbers:
-    """Encoding one image of 128 to 512 px."""
+    """Encode one image of 128 to 512 px."""
     tokenizer = base_tokenizer(256).eval()
     return measure_growth(
         {side: lambda side=side: encode(tokenizer.encode, 1, side) for side in (128, 256, 384, 512)}, rounds
@@ -55,19 +55,19 @@ def resolution(rounds: int) -> Numbers:
 
 
 def tokens(rounds: int) -> Numbers:
-    """A velocity of SiT-B for one sample of 32 to 1024 latent tokens."""
+    """Predict a velocity with SiT-B for one sample of 32 to 1024 latent tokens."""
     models = {count: SiT(count, 32, size=SIZES["B"]).eval() for count in (32, 64, 128, 256, 512, 1024)}
     return measure_growth({count: lambda model=model: velocity(model) for count, model in models.items()}, rounds)
 
 
 @torch.no_grad()
 def encode(call: Callable[[Tensor], Tensor], images: int, side: int) -> Tensor:
-    """Latents of grey images."""
+    """Encode grey images."""
     return call(torch.zeros(images, 3, side, side))
 
 
 @torch.no_grad()
 def velocity(model: SiT) -> Tensor:
-    """A velocity of one sample."""
+    """Predict the velocity of one sample."""
     x = torch.zeros(1, model.latent_tokens, model.latent_channels)
     return model(x, torch.full((1,), 0.5), torch.zeros(1, dtype=torch.int64))

@@ -21,12 +21,12 @@ from maetok.training.ema import EMA
 Call = Callable[[], object]
 Network = TypeVar("Network", bound=nn.Module)
 ARRANGEMENTS = {128: (128, 32), 1024: (1024, 16)}
-"""Latent tokens and channels: MAETok's, and those of a VAE with stride 8 at 512 px under patches of 2 x 2."""
+"""Latent tokens and channels of MAETok, and of a VAE with stride 8 at 512 px under patches of 2 x 2."""
 SCALE, INTERVAL = 1.5, (0.0, 1.0)
 
 
 class Training:
-    """A network with optimizer and moving average, whose step is done as tasks do it, or plainly.
+    """A network with optimizer and moving average, which steps as tasks do, or plainly.
 
     Without ``updates`` a step is a forward and a backward pass only.
     """
@@ -38,7 +38,7 @@ class Training:
             self.ema, self.optimizer = EMA(network, 0.9999), torch.optim.AdamW(trained, 1e-4, fused=True)
 
     def reference_step(self, loss: Callable[[], Tensor], precision: Precision) -> None:
-        """Forward, backward and update, parameter by parameter."""
+        """Run forward, backward and the update, parameter by parameter."""
         self.differentiate(loss, precision)
         if self.updates:
             self.optimizer.param_groups[0].update(fused=False, foreach=False)
@@ -46,7 +46,7 @@ class Training:
         self.network.zero_grad(set_to_none=True)
 
     def suite_step(self, loss: Callable[[], Tensor], precision: Precision) -> None:
-        """Forward, backward and the update of :class:`lightning_modules.base.Task`."""
+        """Run forward, backward and the update of :class:`lightning_modules.base.Task`."""
         self.differentiate(loss, precision)
         if self.updates:
             nn.utils.clip_grad_norm_(self.network.parameters(), 1.0, foreach=True)
@@ -56,26 +56,26 @@ class Training:
         self.network.zero_grad(set_to_none=True)
 
     def differentiate(self, loss: Callable[[], Tensor], precision: Precision) -> None:
-        """Forward and backward pass."""
+        """Run a forward and a backward pass."""
         with autocast(precision):
             value = loss()
         value.backward()
 
 
 def prepare(network: Network, precision: Precision) -> Network:
-    """Make the network ready as tasks do before they predict."""
+    """Prepare the network as tasks do before they predict."""
     with settings_of(SUITE):
         prepare_for_inference(network, bfloat16=precision == "bfloat16")
     return network
 
 
 def base_tokenizer(side: int, modulated: bool = True) -> Tokenizer:
-    """MAETok-B/16 with 128 latent tokens, as published: modulated decoder blocks."""
+    """Build MAETok-B/16 with 128 latent tokens as published, with modulated decoder blocks."""
     return Tokenizer(side, latent_modulation=modulated)
 
 
 def tokenizer_inference(part: Literal["encode", "decode"], precision: Precision, images: int, rounds: int) -> Numbers:
-    """Encoding or decoding at 256 px, without gradients."""
+    """Encode or decode at 256 px, without gradients."""
     tokenizer = base_tokenizer(256).eval()
     inputs = torch.rand(images, 3, 256, 256) * 2 - 1 if part == "encode" else torch.randn(images, 128, 32)
     prepared = prepare(copy.deepcopy(tokenizer), precision)
@@ -93,7 +93,7 @@ def tokenizer_inference(part: Literal["encode", "decode"], precision: Precision,
 
 
 def tokenizer_step(precision: Precision, images: int, rounds: int, side: int = 256, compiled: bool = True) -> Numbers:
-    """A training step on pixels with masks of 40 to 60 %: what stage 1 adds beside it is the same in both."""
+    """Train on pixels with masks of 40 to 60 %. Everything else in stage 1 is the same in both variants."""
     model = MaskedAutoencoder(base_tokenizer(side), {})
     inputs, training = torch.rand(images, 3, side, side) * 2 - 1, Training(model)
     mask = random_mask(MaskRatio()(torch.rand(images)), torch.rand(images, (side // 16) ** 2))
@@ -117,7 +117,7 @@ def tokenizer_step(precision: Precision, images: int, rounds: int, side: int = 2
 
 
 def mask_modes(images: int, rounds: int, side: int) -> Numbers:
-    """A training step in float32 with half of the patches masked: a token in their place, or dropped."""
+    """Train in float32 with half of the patches masked: replaced by a token, or dropped."""
     mask = random_mask(torch.full((images,), 0.5), torch.rand(images, (side // 16) ** 2))
     inputs = torch.rand(images, 3, side, side) * 2 - 1
     variants: dict[str, Call] = {}
@@ -128,12 +128,12 @@ def mask_modes(images: int, rounds: int, side: int) -> Numbers:
 
 
 def masked_step(training: Training, images: Tensor, mask: Tensor) -> None:
-    """A step on pixels."""
+    """Run a training step on pixels."""
     training.suite_step(lambda: (training.network(images, mask).reconstructions - images).square().mean(), "float32")
 
 
 def sit(size: str, tokens: int) -> SiT:
-    """SiT of a size with open gates, so that no gradient vanishes."""
+    """Build SiT of a size with open gates, so that no gradient vanishes."""
     latent_tokens, channels = ARRANGEMENTS[tokens]
     model = SiT(latent_tokens, channels, size=SIZES[size])
     for name, parameter in model.named_parameters():
@@ -143,13 +143,13 @@ def sit(size: str, tokens: int) -> SiT:
 
 
 def sit_inputs(model: SiT, images: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Noisy latents, times and labels."""
+    """Return noisy latents, times and labels."""
     x = torch.randn(images, model.latent_tokens, model.latent_channels)
     return x, torch.rand(images), torch.arange(images) % model.num_classes
 
 
 def sit_forward(size: str, tokens: int, precision: Precision, images: int, rounds: int) -> Numbers:
-    """A velocity, without gradients."""
+    """Predict a velocity, without gradients."""
     model = sit(size, tokens).eval()
     inputs, prepared = sit_inputs(model, images), prepare(copy.deepcopy(model), precision)
 
@@ -165,7 +165,7 @@ def sit_forward(size: str, tokens: int, precision: Precision, images: int, round
 
 
 def sit_step(size: str, tokens: int, precision: Precision, images: int, rounds: int) -> Numbers:
-    """A training step on velocities; of XL, whose optimizer state alone has 5.4 GB, without the update."""
+    """Train on velocities; XL skips the update, because its optimizer state alone has 5.4 GB."""
     model = sit(size, tokens)
     compiled = copy.deepcopy(model)
     compiled.compile_blocks()
@@ -184,7 +184,7 @@ def sit_step(size: str, tokens: int, precision: Precision, images: int, rounds: 
 
 
 def guided_sampling(size: str, precision: Precision, images: int, rounds: int, steps: int = 4) -> Numbers:
-    """Euler steps, all with guidance; without it as a further variant."""
+    """Sample with Euler steps, all of them guided; a further variant has no guidance."""
     model = sit(size, 128).eval()
     prepared = prepare(copy.deepcopy(model), precision)
     labels, noise = torch.arange(images), torch.randn(images, *ARRANGEMENTS[128])

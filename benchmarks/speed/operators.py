@@ -22,7 +22,7 @@ KINDS = {
 
 
 def step_operators(precision: Precision, images: int, compiled: bool) -> Numbers:
-    """Share of each kind in the CPU time of a training step of MAETok-B at 256 px."""
+    """Return the share of each kind in the CPU time of a training step of MAETok-B at 256 px."""
     keep_freed_memory()
     model = MaskedAutoencoder(base_tokenizer(256), {})
     if compiled:
@@ -46,5 +46,5 @@ def step_operators(precision: Precision, images: int, compiled: bool) -> Numbers
 
 
 def kind_of(operator: str) -> str:
-    """The kind of an operator by its name."""
+    """Return the kind of an operator by its name."""
     return next((kind for kind, parts in KINDS.items() if any(part in operator for part in parts)), "others")

@@ -2,10 +2,10 @@
 
 Run ``python -m benchmarks.speed.overhead``.
 
-The real command line trains MAETok-B at 256 pixels with HOG as only target, so without frozen networks, perceptual loss
-and discriminator, which would make a step several times as long and the share smaller. Within that one run clocks are
-put around the functions in question; two runs, one with and one without them, would differ by more than the few tenths
-of a percent that are looked for. Times are CPU seconds of the process, which other processes hardly disturb.
+The real command line trains MAETok-B at 256 pixels with HOG as its only target. Frozen networks, perceptual loss and
+discriminator would make a step several times as long and the share smaller. Clocks within that one run time the
+functions. Two runs, with and without the functions, would differ by more than the few tenths of a percent in question.
+Times are CPU seconds of the process, which other processes hardly disturb.
 """
 
 import json
@@ -71,12 +71,12 @@ class Clocks(Callback):
         self.before: dict[str, float] = {}
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Have the guard look at every step, as it does at the last ones of a run."""
+        """Let the guard check every step, as it checks the last steps of a run."""
         guard = next(callback for callback in trainer.callbacks if isinstance(callback, NonFiniteGuard))
         guard.check_every_n_steps = 1
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Note where the clocks stand, and end when enough steps are measured."""
+        """Read the clocks, and end when enough steps are measured."""
         waited = trainer.train_dataloader.seconds_waited
         now = {**Clocks.seconds, "whole": time.process_time(), "loader": waited}
         if batch_idx == self.warm_up:
@@ -111,7 +111,7 @@ def clocks() -> Iterator[None]:
 
 
 def measure_overhead(batch_size: int = 4, warm_up: int = 2, steps: int = 3) -> Numbers:
-    """Shares of a step, which logs and is checked by the guard every time; real runs do so every 50th and 10th.
+    """Return shares of a step. Here every step logs and the guard checks it; real runs do so every 50th and 10th step.
 
     Loading and preparing images belong neither to the step nor to its overhead. Checkpoints and validation, every
     5000 steps, are left out.
@@ -146,7 +146,7 @@ def measure_overhead(batch_size: int = 4, warm_up: int = 2, steps: int = 3) -> N
 
 
 def shares(seconds: dict[str, float]) -> Numbers:
-    """Seconds of a step and shares of it, from seconds per step by clock."""
+    """Return the seconds of a step and its shares, from seconds per step by clock."""
     step = seconds["whole"] - seconds["loader"] - seconds["preparation"]
     parts = {name: seconds[name] for name in IN_STEP} | {"callbacks_and_loop": step - seconds["training_step"]}
     return {

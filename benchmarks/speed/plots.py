@@ -10,7 +10,7 @@ from benchmarks.speed.report import Target, variants_of
 
 
 def plot_ratios(results: Mapping[str, Numbers], targets: Mapping[str, Target | None], path: Path) -> None:
-    """A bar for each variant: how many times faster than the reference, with its spread and the target."""
+    """Plot a bar for each variant: how many times faster than the reference, with its spread and the target."""
     from matplotlib.figure import Figure
 
     bars = [
@@ -37,7 +37,7 @@ def plot_ratios(results: Mapping[str, Numbers], targets: Mapping[str, Target | N
 
 
 def plot_growth(results: Mapping[str, Numbers], path: Path) -> None:
-    """CPU-seconds over what grows, in logarithmic axes, with the fitted exponents."""
+    """Plot CPU-seconds over the growing number in logarithmic axes, with the fitted exponents."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4 * len(results), 3.5), layout="constrained")

@@ -25,7 +25,7 @@ from maetok.networks.tokenizer.masked_autoencoder import MaskedAutoencoder
 def attention(
     module: Attention, tokens: Tensor, angles: Tensor | None = None, image_tokens: slice | None = None
 ) -> Tensor:
-    """(B, T, width) -> (B, T, width); ``angles`` (heads, N, head_dim / 2) rotate queries and keys of image tokens."""
+    """Attend: (B, T, width) -> (B, T, width); ``angles`` (heads, N, head_dim / 2) rotate image queries and keys."""
     batch, length, width = tokens.shape
     qkv = module.qkv(tokens).reshape(batch, length, 3, module.num_heads, width // module.num_heads)
     queries, keys, values = qkv.permute(2, 0, 3, 1, 4)
@@ -37,7 +37,7 @@ def attention(
 
 
 def rotated(queries_or_keys: Tensor, angles: Tensor, image_tokens: slice) -> Tensor:
-    """(B, heads, T, head_dim) with the image tokens rotated, as complex numbers in float32."""
+    """Rotate image tokens of (B, heads, T, head_dim) as complex numbers in float32."""
     image = queries_or_keys[:, :, image_tokens].float()
     pairs = torch.view_as_complex(image.reshape(*image.shape[:-1], -1, 2).contiguous())
     image = torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(3)
@@ -66,7 +66,7 @@ def transformer(
 
 
 def encode(tokenizer: Tokenizer, images: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Images (B, 3, H, W), mask (B, N) bool -> raw latents (B, L, C)."""
+    """Encode images (B, 3, H, W) with mask (B, N) bool -> raw latents (B, L, C)."""
     encoder, grid = tokenizer.encoder, grid_of(images, tokenizer.patch_size)
     tokens = encoder.embed(images, mask)
     before = tokens.shape[1] - math.prod(grid) - tokenizer.latent_tokens
@@ -75,7 +75,7 @@ def encode(tokenizer: Tokenizer, images: Tensor, mask: Tensor | None = None) -> 
 
 
 def decode(tokenizer: Tokenizer, latents: Tensor) -> Tensor:
-    """Raw latents (B, L, C) -> images (B, 3, H, W)."""
+    """Decode raw latents (B, L, C) -> images (B, 3, H, W)."""
     decoder, grid = tokenizer.decoder, tokenizer.grid
     tokens, before = decoder.embed(latents, grid), int(decoder.class_token is not None)
     tokens = transformer(decoder.blocks, tokens, decoder, grid, before, latents)
@@ -83,12 +83,12 @@ def decode(tokenizer: Tokenizer, latents: Tensor) -> Tensor:
 
 
 def autoencode(model: MaskedAutoencoder, images: Tensor, mask: Tensor | None) -> Tensor:
-    """Reconstructions (B, 3, H, W) of masked images."""
+    """Return reconstructions (B, 3, H, W) of masked images."""
     return decode(model.tokenizer, encode(model.tokenizer, images, mask))
 
 
 def velocity(model: SiT, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-    """SiT's velocity (B, L, C)."""
+    """Return SiT's velocity (B, L, C)."""
     condition = F.silu(model.time_embedder(t) + model.label_embedder(labels))
     tokens = model.embed(x)
     for block in model.blocks:
@@ -103,7 +103,7 @@ def velocity(model: SiT, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
 def sample(
     model: SiT, labels: Tensor, noise: Tensor, steps: int, scale: float, interval: tuple[float, float]
 ) -> Tensor:
-    """Euler steps from noise to data that carry the unconditional samples along: 4n rows with guidance, 2n without.
+    """Run Euler steps from noise to data that keep unconditional samples: 4n rows with guidance, 2n without.
 
     State [n | n null] in float64. With guidance it is doubled once more inside the model call, as by the published
     script; the second half of the state is thrown away at the end.

@@ -9,12 +9,12 @@ from benchmarks.speed.variants import SUITE
 
 @dataclass(frozen=True)
 class Target:
-    """What a case has to reach.
+    """The target of a case.
 
     Args:
-        ratio: how many times faster than the reference the variant has to be.
-        variant: of the suite.
-        limit_share: share of the rate of matrix products.
+        ratio: how many times faster than the reference the variant must be.
+        variant: name of the suite's variant.
+        limit_share: share of the rate of matrix products that it must reach.
     """
 
     ratio: float
@@ -27,8 +27,8 @@ class Comparison:
     """A case of networks with its target.
 
     Args:
-        case: what to run; one number of rounds is given to it.
-        target: what to reach, if anything.
+        case: case to run; it gets a number of rounds.
+        target: target to reach, if there is one.
         quick: whether ``make bench`` runs it.
         full: whether ``--full`` runs it.
         most_rounds: for cases of minutes per round.
@@ -42,12 +42,12 @@ class Comparison:
 
 
 def network_case(name: str, function: str, **arguments: object) -> Case:
-    """A case of :mod:`benchmarks.speed.networks`."""
+    """Return a case of :mod:`benchmarks.speed.networks`."""
     return Case(name, f"benchmarks.speed.networks:{function}", arguments)
 
 
 def tokenizer_comparisons() -> list[Comparison]:
-    """Encoding, decoding and training steps."""
+    """Return the cases of encoding, decoding and training steps."""
     found = []
     for part in ("encode", "decode"):
         for precision, ratio in (("float32", 2.0), ("bfloat16", 1.15)):
@@ -71,7 +71,7 @@ def tokenizer_comparisons() -> list[Comparison]:
 
 
 def denoiser_comparisons() -> list[Comparison]:
-    """Forward passes and training steps of SiT."""
+    """Return the cases of forward passes and training steps of SiT."""
     found = []
     for size, images in (("B", 8), ("XL", 4)):
         for function, noun, ratios in (("sit_forward", "forward", (1.9, 1.1)), ("sit_step", "step", (1.9, 1.0))):
@@ -98,7 +98,7 @@ def denoiser_comparisons() -> list[Comparison]:
 
 
 def comparisons() -> list[Comparison]:
-    """Suite against reference, in the order of the table."""
+    """Return all cases of suite against reference, in the order of the table."""
     found = tokenizer_comparisons() + denoiser_comparisons()
     for precision, ratio in (("float32", 3.6), ("bfloat16", 2.1)):
         case = network_case(
@@ -113,7 +113,7 @@ def comparisons() -> list[Comparison]:
 
 
 def surroundings(full: bool) -> dict[str, str]:
-    """Cases of :mod:`benchmarks.speed.system` by name."""
+    """Return cases of :mod:`benchmarks.speed.system` by name."""
     quick = {
         "moving average of SiT-B": "benchmarks.speed.system:moving_average",
         "start-up": "benchmarks.speed.system:start_up",
@@ -133,12 +133,12 @@ GROWTH = {
 
 
 def variants_of(numbers: Numbers) -> list[str]:
-    """Names of the variants that a case has measured, the reference first if there is one."""
+    """Return the names of the measured variants of a case, the reference first."""
     return [name.removesuffix(" seconds") for name in numbers if name.endswith(" seconds")]
 
 
 def comparison_rows(results: Mapping[str, Numbers], targets: Mapping[str, Target | None]) -> list[str]:
-    """A line for each variant of each case: time, FLOPs, share of the limit, ratio and target."""
+    """Return a line for each variant of each case: time, FLOPs, share of the limit, ratio and target."""
     lines = [
         "| case | variant | ms per image: median (min ... max) | GFLOP per image | share of the limit "
         "| times faster: median (min ... max) | target |",
@@ -167,7 +167,7 @@ def comparison_rows(results: Mapping[str, Numbers], targets: Mapping[str, Target
 
 
 def token_rows(results: Mapping[str, Numbers]) -> list[str]:
-    """What SiT-XL costs at 1024 tokens, relative to 128: times of the suite and FLOPs per image."""
+    """Return the cost of SiT-XL at 1024 tokens, relative to 128: times of the suite and FLOPs per image."""
     lines = ["| SiT-XL, 1024 tokens against 128 | time | FLOPs |", "|---|---|---|"]
     for noun in ("forward", "step"):
         for precision in ("float32", "bfloat16"):
@@ -179,13 +179,13 @@ def token_rows(results: Mapping[str, Numbers]) -> list[str]:
 
 
 def spread_of(numbers: Numbers, name: str, factor: float, form: str) -> str:
-    """``median (min ... max)`` of a number of a case."""
+    """Return ``median (min ... max)`` of a number of a case."""
     low, high = numbers[f"{name} min"], numbers[f"{name} max"]
     return f"{factor * numbers[name]:{form}} ({factor * low:{form}} ... {factor * high:{form}})"
 
 
 def missed(results: Mapping[str, Numbers], targets: Mapping[str, Target | None]) -> list[str]:
-    """Sentences about the targets whose median was not reached."""
+    """Return sentences about the missed targets."""
     found = []
     for case, numbers in results.items():
         target = targets[case]
@@ -200,5 +200,5 @@ def missed(results: Mapping[str, Numbers], targets: Mapping[str, Target | None])
 
 
 def join_lines(lines: Sequence[str]) -> str:
-    """Lines as one block of Markdown."""
+    """Return lines as one block of Markdown."""
     return "\n".join(lines)

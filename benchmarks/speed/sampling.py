@@ -31,7 +31,7 @@ AMOUNTS = {"digits": (25, 10), "SiT-B": (2, 4)}
 
 
 def measure_sampling(size: str, rounds: int) -> Numbers:
-    """CPU-seconds per image of each case, the least of some rounds in turn, and their ratios to the reference."""
+    """Return CPU-seconds per image of each case (fastest of interleaved rounds), and ratios to the reference."""
     tune_cpu()  # as tasks do on a CPU
     denoiser = SiT(**SIZES[size]).eval()
     images, steps = AMOUNTS[size]
@@ -48,7 +48,7 @@ def measure_sampling(size: str, rounds: int) -> Numbers:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Command line entry."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed.sampling", description=__doc__)
     parser.add_argument("--repeats", default=3, type=int)
     parser.add_argument("--rounds", default=5, type=int, help="rounds within a repeat, of which the fastest counts")

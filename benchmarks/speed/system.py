@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def update(rounds: int) -> Numbers:
-    """Gradient norm, AdamW and moving average of SiT-B, without forward and backward pass."""
+    """Measure gradient norm, AdamW and moving average of SiT-B, without forward and backward pass."""
     network = sit("B", 128)
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], 1e-4, fused=True)
     ema = EMA(network, 0.9999)
@@ -48,7 +48,7 @@ def update(rounds: int) -> Numbers:
 
 
 def moving_average(rounds: int) -> Numbers:
-    """The moving average of SiT-B alone."""
+    """Measure the moving average of SiT-B alone."""
     network = sit("B", 128)
     ema = EMA(network, 0.9999)
 
@@ -61,10 +61,10 @@ def moving_average(rounds: int) -> Numbers:
 
 
 def checkpoints(rounds: int) -> Numbers:
-    """Writing and reading a checkpoint of SiT-B with optimizer and average, 2.1 GB; the reference is ``torch.save``.
+    """Write and read a checkpoint of SiT-B with optimizer and average, 2.1 GB; the reference is ``torch.save``.
 
-    The suite waits until the disk has everything, ``torch.save`` does not: the kernel's work for that is in its time.
-    ``asynchronous`` is what training waits for.
+    The suite waits until everything is on the disk, so its time includes the kernel's work; ``torch.save`` does not.
+    ``asynchronous`` is the time that training waits.
     """
     network = sit("B", 128)
     state = {name: {"exp_avg": p.detach(), "exp_avg_sq": p.detach()} for name, p in network.named_parameters()}
@@ -89,7 +89,7 @@ def checkpoints(rounds: int) -> Numbers:
 
 
 def start_up(rounds: int) -> Numbers:
-    """CPU-seconds of ``python main.py --help``, of a bare ``import torch``, and of the help of ``fit``."""
+    """Measure CPU-seconds of ``python main.py --help``, of a bare ``import torch``, and of the help of ``fit``."""
     commands = {
         REFERENCE: ["-c", "import torch"],
         SUITE: ["main.py", "--help"],
@@ -111,7 +111,7 @@ def start_up(rounds: int) -> Numbers:
 
 
 def reading_cases(folder: Path, measured_images: int, measured_latents: int) -> dict[str, list[Case]]:
-    """The training loaders of images and of latents, each after the usual one; data is written to ``folder`` once."""
+    """Return cases of the training loaders and the usual ones; the data is written to ``folder`` once."""
     from benchmarks.loading import data, latents
 
     photos = folder / "photos"
@@ -138,7 +138,7 @@ def reading_cases(folder: Path, measured_images: int, measured_latents: int) -> 
 
 
 def write_sample_photos(folder: Path, count: int) -> None:
-    """Crops of the two photographs that scikit-learn brings, as an image folder of two classes."""
+    """Write crops of scikit-learn's two photographs, as an image folder of two classes."""
     import sklearn.datasets
 
     from benchmarks.loading.photos import crops

@@ -1,7 +1,7 @@
-"""Time several ways to compute the same thing in turn, in one process, and say how far each is from the limit.
+"""Time variants of a computation in one process, and compare each with the limit.
 
-The variants of a case run one after another, round after round, so that whatever else the machine does meets all of
-them; a ratio is taken within a round. Times are CPU-seconds of this process, which runs one thread. The limit is the
+The variants of a case take turns, round after round, so other load of the machine affects all of them alike. A ratio
+compares times within a round. Times are CPU-seconds of this process, which runs one thread. The limit is the
 best rate of one large matrix product in the dtype of the case, measured in the same rounds.
 """
 
@@ -39,12 +39,12 @@ def settings_of(variant: str) -> Iterator[None]:
 
 
 def autocast(precision: Precision) -> torch.autocast:
-    """The context in which networks compute in this precision; weights stay float32."""
+    """Return the context in which networks compute in this precision; weights stay float32."""
     return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def matrix_product(precision: Precision) -> float:
-    """FLOP/s of a product of the size of a transformer's, (1536, 768) x (768, 3072)."""
+    """Return the FLOP/s of a product as in a transformer, (1536, 768) x (768, 3072)."""
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
     left, weight = torch.randn(1536, 768, dtype=dtype), torch.randn(3072, 768, dtype=dtype)
     times = []
@@ -62,7 +62,7 @@ def measure(
     rounds: int,
     baseline: str = REFERENCE,
 ) -> Numbers:
-    """CPU-seconds per image of each variant, their ratios to the reference, and the limit.
+    """Return CPU-seconds per image of each variant, ratios to the reference, and the limit.
 
     Args:
         variants: what to time, by name; a name that begins with ``reference`` runs with PyTorch's default settings.
@@ -108,12 +108,12 @@ def measure(
 
 
 def with_spread(name: str, values: list[float]) -> Numbers:
-    """Median, smallest and largest."""
+    """Return median, smallest and largest value."""
     return {name: statistics.median(values), f"{name} min": min(values), f"{name} max": max(values)}
 
 
 def count_flops(call: Callable[[], object]) -> int:
-    """FLOPs of a call, forward and backward; what is computed again does not count."""
+    """Return the FLOPs of a call, forward and backward, without recomputation."""
     with torch.compiler.set_stance("force_eager"), FlopCounter() as counter:
         call()
     return counter.flops
