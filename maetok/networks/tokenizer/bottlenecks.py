@@ -21,6 +21,10 @@ class Bottleneck(nn.Module, ABC):
     def forward(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, L, width) -> latents (B, L, channels) and named losses."""
 
+    def draw(self, tokens: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """Return latents (B, L, channels) drawn from the posterior with ``rng``; the latents if there is none."""
+        return self(tokens)[0]
+
 
 class PlainBottleneck(Bottleneck):
     """A linear projection and nothing else: the plain autoencoder (AE) that MAETok uses.
@@ -57,13 +61,23 @@ class KLBottleneck(Bottleneck):
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean or sample of the posterior, and the loss ``kl``."""
-        mean, log_variance = self.projection(tokens).float().chunk(2, dim=-1)
-        log_variance = log_variance.clamp(-30.0, 20.0)
+        mean, log_variance = self.posterior(tokens)
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(dim=(1, 2)).mean()
         latents = mean
         if self.training and self.sample:
             latents = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
         return latents, {"kl": self.weight * divergence}
+
+    def posterior(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log variance, both (B, L, channels) float32."""
+        mean, log_variance = self.projection(tokens).float().chunk(2, dim=-1)
+        return mean, log_variance.clamp(-30.0, 20.0)
+
+    def draw(self, tokens: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """Return latents drawn from the posterior, in training and in evaluation."""
+        mean, log_variance = self.posterior(tokens)
+        noise = torch.randn(mean.shape, generator=rng, device=mean.device)
+        return mean + torch.exp(0.5 * log_variance) * noise
 
 
 class SoftVQBottleneck(Bottleneck):

@@ -7,9 +7,7 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 
 from maetok.networks.layers.network import Network
-from maetok.networks.layers.patches import grid_of, unpatchify
-from maetok.networks.layers.vit import TransformerSize
-from maetok.networks.tokenizer.decoder import Decoder, LinearDecoder
+from maetok.networks.layers.patches import grid_of
 from maetok.networks.tokenizer.tokenizer import Tokenizer
 
 
@@ -43,14 +41,14 @@ class MaskedAutoencoder(Network):
             raise ValueError(f"model.init_args.auxiliary_depth={depth} must be at least 1, or linear")
         self.tokenizer = tokenizer
         with next(tokenizer.parameters()).device:  # the meta device too
-            decoders = {name: auxiliary_decoder(tokenizer, dim, depth) for name, dim in target_dims.items()}
+            decoders = {name: tokenizer.auxiliary_decoder(dim, depth) for name, dim in target_dims.items()}
         self.auxiliary_decoders = nn.ModuleDict(decoders)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> MaskedAutoencoderOutput:
         """Encode masked images (B, 3, H, W) in [-1, 1] with mask (B, N), reconstruct pixels and predict all targets."""
         latents, losses = self.tokenizer.encode_with_losses(images, mask)
         grid = grid_of(images, self.tokenizer.patch_size)
-        reconstructions = unpatchify(self.tokenizer.decoder(latents, grid), grid)
+        reconstructions = self.tokenizer.decode(latents, (images.shape[2], images.shape[3]))
         predictions = {name: decoder(latents, grid) for name, decoder in self.auxiliary_decoders.items()}
         return MaskedAutoencoderOutput(reconstructions, predictions, losses)
 
@@ -80,19 +78,3 @@ class MaskedAutoencoder(Network):
         as the last block) than torch's usual limit of 8.
         """
         return {"dynamic": self.tokenizer.mask_mode == "drop", "recompile_limit": 32}
-
-
-def auxiliary_decoder(tokenizer: Tokenizer, dim: int, depth: int | Literal["linear"]) -> Network:
-    """A decoder of ``dim`` values per patch, of the same design as the pixel decoder but with ``depth`` layers."""
-    if depth == "linear":
-        return LinearDecoder(tokenizer.grid, dim, tokenizer.latent_tokens, tokenizer.latent_channels)
-    size = tokenizer.decoder_size
-    return Decoder(
-        tokenizer.grid,
-        dim,
-        tokenizer.latent_tokens,
-        tokenizer.latent_channels,
-        TransformerSize(size.width, depth, size.num_heads, size.mlp_ratio),
-        positions=tokenizer.decoder_positions,
-        rope_theta=tokenizer.rope_theta,
-    )

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from maetok.networks.folder import load_strictly, locate, read_config, read_tensors, write_folder
@@ -12,7 +13,7 @@ from maetok.networks.layers.network import Network
 from maetok.networks.layers.patches import as_pair, grid_of, patch_grid, unpatchify
 from maetok.networks.layers.vit import Positions, TransformerSize
 from maetok.networks.tokenizer.bottlenecks import Bottleneck, PlainBottleneck
-from maetok.networks.tokenizer.decoder import Decoder
+from maetok.networks.tokenizer.decoder import Decoder, LinearDecoder
 from maetok.networks.tokenizer.encoder import Encoder
 from maetok.networks.tokenizer.masking import visible_patches
 from maetok.networks.tokenizer.published import (
@@ -122,28 +123,77 @@ class Tokenizer(Network):
         """Return the rotary embeddings and the bottleneck: distances to codewords need float32."""
         return [*self.encoder.float32_modules(), self.bottleneck, *self.decoder.float32_modules()]
 
+    @property
+    def latent_grid(self) -> tuple[int, int] | None:
+        """None: latent tokens have no place in the image."""
+        return None
+
+    @property
+    def latent_statistics(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and scale (C,) float32 of a published tokenizer's config; None for a tokenizer trained here."""
+        if not {"vq_mean", "vq_std"} <= self.published_config.keys():
+            return None
+        mean, std = (torch.tensor(self.published_config[key]).float() for key in ("vq_mean", "vq_std"))
+        return mean.expand(self.latent_channels), std.expand(self.latent_channels)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Weight (3 p^2, width) of the pixel decoder's output."""
+        return self.decoder.output.weight
+
+    def trainable_parameters(self, stage: int) -> list[nn.Parameter]:
+        """Return all parameters for stage 1, those of the pixel decoder for stage 2."""
+        return list((self if stage == 1 else self.decoder).parameters())
+
+    def auxiliary_decoder(self, dim: int, depth: int | Literal["linear"]) -> Network:
+        """Build a decoder of ``dim`` values per patch with ``depth`` layers, otherwise like the pixel decoder.
+
+        Returns:
+            A module that maps latents (B, L, C) and a grid to predictions (B, N, dim).
+        """
+        if depth == "linear":
+            return LinearDecoder(self.grid, dim, self.latent_tokens, self.latent_channels)
+        size = self.decoder_size
+        return Decoder(
+            self.grid,
+            dim,
+            self.latent_tokens,
+            self.latent_channels,
+            TransformerSize(size.width, depth, size.num_heads, size.mlp_ratio),
+            positions=self.decoder_positions,
+            rope_theta=self.rope_theta,
+        )
+
     def latents_hash(self) -> str:
         """Hash of all that latents depend on: encoder and bottleneck, so a fine-tuned decoder does not change it."""
         description = f"{self.patch_size} {self.encoder_size} {self.encoder_positions} {type(self.bottleneck).__name__}"
         return weights_hash(description, (self.encoder.state_dict(), self.bottleneck.state_dict()))
 
     def encode_with_losses(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Latents (B, L, C) and the bottleneck's named losses; for training. See :meth:`encode`."""
+        """Return latents (B, L, C) and the bottleneck's named losses; for training. See :meth:`encode`."""
+        return self.bottleneck(self.encoded_tokens(images, mask))
+
+    def encoded_tokens(self, images: Tensor, mask: Tensor | None) -> Tensor:
+        """Return what the bottleneck reads: (B, L, width)."""
         if mask is None:
-            return self.bottleneck(self.encoder(images))
+            return self.encoder(images)
         expected = (images.shape[0], math.prod(grid_of(images, self.patch_size)))
         if mask.shape != expected:
             raise ValueError(f"mask has shape {tuple(mask.shape)}, expected {expected}")
         if self.mask_mode == "replace":
-            return self.bottleneck(self.encoder(images, mask.to(images.device, non_blocking=True)))
-        return self.bottleneck(self.encoder(images, visible=visible_patches(mask, images.device)))
+            return self.encoder(images, mask.to(images.device, non_blocking=True))
+        return self.encoder(images, visible=visible_patches(mask, images.device))
 
-    def encode(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+    def encode(
+        self, images: Tensor, mask: Tensor | None = None, sample: bool = False, rng: torch.Generator | None = None
+    ) -> Tensor:
         """Encode images.
 
         Args:
             images: (B, 3, H, W) float in [-1, 1].
-            mask: (B, N) bool, True = masked, none by default; on the CPU if an accelerator shall not be waited for.
+            mask: (B, N) bool, True = masked, none by default; a mask on the CPU avoids waiting for an accelerator.
+            sample: draw from the posterior of a variational bottleneck instead of taking its mean.
+            rng: random generator on the images' device for ``sample``; torch's global one by default.
 
         Returns:
             Raw latents (B, L, C).
@@ -151,6 +201,8 @@ class Tokenizer(Network):
         Raises:
             ValueError: if the image is not divisible into patches or the mask does not fit it.
         """
+        if sample:
+            return self.bottleneck.draw(self.encoded_tokens(images, mask), rng)
         return self.encode_with_losses(images, mask)[0]
 
     def decode(self, latents: Tensor, size: int | tuple[int, int] | None = None) -> Tensor:
