@@ -56,6 +56,11 @@ class InterpolatingCLI(LightningCLI):
         finally:
             _translate.reset(token)
 
+    def instantiate_classes(self) -> None:
+        """Tell the task the arguments that it was built with, which its checkpoints record."""
+        super().instantiate_classes()
+        self.model.configured_arguments = self.config_dump.get("model", {}).get("init_args", {})
+
     def _parse_ckpt_path(self) -> None:
         """Do not let hyper-parameters stored in a checkpoint win over the config (LightningCLI would)."""
 

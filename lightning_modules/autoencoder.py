@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.base import Optimization, Task
+from lightning_modules.base import Task
+from lightning_modules.optimization import Optimization
 from maetok.losses.diff_augment import UNIFORM_NUMBERS
 from maetok.losses.objective import ReconstructionObjective
 from maetok.networks import MaskedAutoencoder, random_mask
@@ -150,7 +151,7 @@ class AutoencoderTask(Task):
             loss, terms = self.objective.autoencoder(
                 reconstructions,
                 images,
-                self.model.tokenizer.decoder.output.weight,
+                self.model.tokenizer.last_layer,
                 self.discriminator if active else None,
                 augmentation[:, 0] if augmentation is not None else None,
             )
@@ -211,7 +212,8 @@ class AutoencoderTask(Task):
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:
         """Reconstructions (B, 3, H, W) of unmasked images by the averaged tokenizer."""
-        return self.averaged_model.tokenizer(images)
+        tokenizer = self.averaged_model.tokenizer
+        return tokenizer.decode(tokenizer.encode(images), (images.shape[2], images.shape[3]))
 
     @torch.no_grad()
     def views(self, images: Tensor) -> dict[str, Tensor]:

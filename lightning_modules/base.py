@@ -2,10 +2,9 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,10 +12,10 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_modules.schedules import apply_configured_options
+from maetok.checkpoints.building import own_class_path
+from maetok.checkpoints.networks import NetworkRecord, write_records
 from maetok.networks.inference import prepare_for_inference
 from maetok.networks.layers.attention import CPU_HAS_BFLOAT16
 from maetok.runtime.cpu import tune_cpu
@@ -32,24 +31,6 @@ from maetok.training.sharding import (
     to_full_tensor,
 )
 from maetok.training.step_guard import StepGuard
-
-
-@dataclass
-class Optimization:
-    """How one network is optimised.
-
-    ``schedule`` is called with the optimizer and the number of its steps; ``gradient_clip`` limits the global norm of
-    the gradient, 0 turns it off.
-    """
-
-    optimizer: Callable[[Iterable], Optimizer]
-    schedule: Callable[[Optimizer, int], LRScheduler]
-    gradient_clip: float = 1.0
-
-    def build(self, network: nn.Module, total_steps: int) -> tuple[Optimizer, LRScheduler]:
-        """Optimizer and schedule over the trainable parameters of ``network``."""
-        optimizer = self.optimizer([parameter for parameter in network.parameters() if parameter.requires_grad])
-        return optimizer, self.schedule(optimizer, total_steps)
 
 
 class Task(LightningModule):
@@ -71,8 +52,12 @@ class Task(LightningModule):
         ValueError: if ``accumulate_grad_batches`` is less than 1.
     """
 
+    trains: ClassVar[dict[str, NetworkRecord]] = {}
+    """Networks that the task trains, by the name of the argument, and where their weights are in its state dict."""
+
     def __init__(self, accumulate_grad_batches: int = 1, seed: int | None = None) -> None:
         super().__init__()
+        self.configured_arguments: dict[str, Any] = {}  # init_args of the config; the command line sets them
         if accumulate_grad_batches < 1:
             raise ValueError(f"model.init_args.accumulate_grad_batches={accumulate_grad_batches} must be at least 1")
         self.automatic_optimization = False
@@ -196,6 +181,16 @@ class Task(LightningModule):
             apply_configured_options(optimizer, configured)
         for current, configured in zip(self.trainer.lr_scheduler_configs, schedules, strict=True):
             current.scheduler.base_lrs = configured.base_lrs  # type: ignore[union-attr]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Record what is trained, so that a checkpoint tells how to build its networks and which weights are theirs."""
+        records = {}
+        for name, record in self.trains.items():
+            described = self.configured_arguments.get(name) or {}
+            class_path = described.get("class_path") or own_class_path(self.get_submodule(record.raw.rstrip(".")))
+            init_args = described.get("init_args", {}) if described else None
+            records[name] = replace(record, class_path=class_path, init_args=init_args)
+        write_records(checkpoint, records)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember which step the weights have."""

@@ -1,17 +1,19 @@
 """Stage 2: fine-tune the pixel decoder on the frozen encoder (paper section 3.3)."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_modules.autoencoder import AutoencoderTask, Terms
-from lightning_modules.base import Optimization
+from lightning_modules.optimization import Optimization
+from maetok.checkpoints.networks import TOKENIZER
 from maetok.checkpoints.runs import InitFrom
 from maetok.losses.objective import ReconstructionObjective
-from maetok.networks import MaskedAutoencoder, Tokenizer
-from maetok.networks.layers.patches import grid_of, unpatchify
+from maetok.networks import LatentTokenizer, MaskedAutoencoder
+from maetok.training.ema import frozen_modules
 
 
 class DecoderFinetuning(AutoencoderTask):
@@ -40,9 +42,11 @@ class DecoderFinetuning(AutoencoderTask):
         ValueError: unless 0 <= mask_ratio < 1 and latent_noise >= 0; for an adversarial weight without discriminator.
     """
 
+    trains: ClassVar = {"tokenizer": TOKENIZER}
+
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        tokenizer: LatentTokenizer,
         init_from: InitFrom | None,
         autoencoder_optimization: Optimization,
         objective: ReconstructionObjective,
@@ -62,8 +66,9 @@ class DecoderFinetuning(AutoencoderTask):
             )
         if init_from is not None:
             init_from.load(tokenizer)
-        tokenizer.encoder.requires_grad_(False)
-        tokenizer.bottleneck.requires_grad_(False)
+        trained = {id(parameter) for parameter in tokenizer.trainable_parameters(stage=2)}
+        for parameter in tokenizer.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
         super().__init__(
             MaskedAutoencoder(tokenizer, {}),
             autoencoder_optimization,
@@ -92,10 +97,10 @@ class DecoderFinetuning(AutoencoderTask):
             )
 
     def train(self, mode: bool = True) -> "DecoderFinetuning":
-        """Encoder and bottleneck stay in evaluation mode."""
+        """Keep the modules that are not trained in evaluation mode."""
         super().train(mode)
-        self.model.tokenizer.encoder.eval()
-        self.model.tokenizer.bottleneck.eval()
+        for module in frozen_modules(self.model):
+            module.eval()
         return self
 
     def mask_ratios(self, uniform: Tensor) -> Tensor | None:
@@ -112,5 +117,4 @@ class DecoderFinetuning(AutoencoderTask):
             latents = tokenizer.encode(images, mask)
         if self.latent_noise:
             latents = latents + self.latent_noise * torch.randn_like(latents)
-        grid = grid_of(images, tokenizer.patch_size)
-        return unpatchify(tokenizer.decoder(latents, grid), grid), {}
+        return tokenizer.decode(latents, (images.shape[2], images.shape[3])), {}

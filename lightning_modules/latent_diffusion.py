@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from lightning_modules.base import Optimization, Task
+from lightning_modules.base import Task
 from lightning_modules.latent_moments import measured_moments, published_moments
+from lightning_modules.optimization import Optimization
 from lightning_modules.sampling import (
     DenoiserFrom,
     Sampling,
@@ -19,10 +20,11 @@ from lightning_modules.sampling import (
     check_sizes,
     guiding_network,
 )
+from maetok.checkpoints.networks import DENOISER
 from maetok.checkpoints.runs import InitFrom
 from maetok.flow import FlowObjective, index_noise, sample
 from maetok.metrics import to_uint8
-from maetok.networks import Denoiser, Tokenizer
+from maetok.networks import Denoiser, LatentTokenizer
 from maetok.networks.denoiser.normalizer import LatentNormalizer
 from maetok.runtime.pretrained import UnregisteredModule
 from maetok.runtime.weights import weights_hash
@@ -63,10 +65,12 @@ class LatentDiffusion(Task):
         ValueError: if tokenizer and denoiser do not fit, or a number is out of range.
     """
 
+    trains: ClassVar = {"denoiser": DENOISER}
+
     def __init__(
         self,
         denoiser: Denoiser,
-        tokenizer: Tokenizer,
+        tokenizer: LatentTokenizer,
         optimization: Optimization | None = None,
         init_from: InitFrom | None = None,
         denoiser_from: DenoiserFrom | None = None,
@@ -114,7 +118,7 @@ class LatentDiffusion(Task):
 
     @cached_property
     def tokenizer_hash(self) -> str:
-        """Tells caches of this tokenizer from others."""
+        """Hash of what the latents depend on; a cache of another tokenizer has another."""
         return self.tokenizer.network.latents_hash()  # type: ignore[operator]
 
     def setup(self, stage: str) -> None:
@@ -252,7 +256,7 @@ class LatentDiffusion(Task):
         assert isinstance(network, Denoiser)
         return network
 
-    def frozen_tokenizer(self) -> Tokenizer:
+    def frozen_tokenizer(self) -> LatentTokenizer:
         """The tokenizer, on the device of this task."""
         return self.tokenizer.on(self.device)  # type: ignore[return-value]
 

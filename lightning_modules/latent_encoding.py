@@ -1,11 +1,13 @@
 """Encode a data set with a finished tokenizer; ``callbacks.LatentWriter`` stores what ``predict`` gives."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from lightning_modules.base import Task
 from maetok.checkpoints.runs import InitFrom
-from maetok.networks import Tokenizer
+from maetok.networks import LatentTokenizer
 
 
 class LatentEncoding(Task):
@@ -17,11 +19,11 @@ class LatentEncoding(Task):
         mirrored: encode the horizontally mirrored image as a second variant of each sample.
     """
 
-    def __init__(self, tokenizer: Tokenizer, init_from: InitFrom | None = None, mirrored: bool = True) -> None:
+    def __init__(self, tokenizer: LatentTokenizer, init_from: InitFrom | None = None, mirrored: bool = True) -> None:
         super().__init__()
         if init_from is not None:
             init_from.load(tokenizer)
-        self.tokenizer = tokenizer.eval().requires_grad_(False)
+        self.tokenizer: Any = tokenizer.eval().requires_grad_(False)
         self.variants = ("original", "mirrored") if mirrored else ("original",)
         self.tokenizer_hash = tokenizer.latents_hash()
 
@@ -43,7 +45,7 @@ class LatentEncoding(Task):
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:
         """Reconstructions of the same shape as the images."""
-        return self.tokenizer(images)
+        return self.tokenizer.decode(self.tokenizer.encode(images), (images.shape[2], images.shape[3]))
 
     def views(self, images: Tensor) -> dict[str, Tensor]:
         """Input and reconstruction."""

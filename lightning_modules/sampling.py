@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from maetok.checkpoints.runs import InitFrom
 from maetok.flow import Euler, Solver
-from maetok.networks import Denoiser, Tokenizer
+from maetok.networks import Denoiser, LatentTokenizer
 from maetok.runtime.pretrained import UnregisteredModule
 from maetok.runtime.weights import on_meta_device
 
@@ -99,7 +99,7 @@ def check_guidance(denoiser: Denoiser, scale: float, guided: bool) -> None:
         )
 
 
-def check_sizes(tokenizer: Tokenizer, denoiser: Denoiser) -> None:
+def check_sizes(tokenizer: LatentTokenizer, denoiser: Denoiser) -> None:
     """Raise ValueError unless the denoiser's latents are those of the tokenizer."""
     own = denoiser.latent_tokens, denoiser.latent_channels
     theirs = tokenizer.latent_tokens, tokenizer.latent_channels

@@ -1,15 +1,16 @@
 """Stage 1: train a tokenizer with mask modeling (paper section 3)."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from lightning_modules.autoencoder import AutoencoderTask, Terms
-from lightning_modules.base import Optimization
+from lightning_modules.optimization import Optimization
+from maetok.checkpoints.networks import TOKENIZER
 from maetok.losses import masked_prediction_loss
 from maetok.losses.objective import ReconstructionObjective
-from maetok.networks import FeatureTarget, MaskedAutoencoder, MaskRatio, Tokenizer
+from maetok.networks import FeatureTarget, LatentTokenizer, MaskedAutoencoder, MaskRatio
 from maetok.networks.layers.patches import grid_of
 
 
@@ -36,9 +37,11 @@ class TokenizerTraining(AutoencoderTask):
         ValueError: for a weight without its target, or an adversarial weight without discriminator.
     """
 
+    trains: ClassVar = {"tokenizer": TOKENIZER}
+
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        tokenizer: LatentTokenizer,
         autoencoder_optimization: Optimization,
         objective: ReconstructionObjective,
         targets: dict[str, Callable[[int], FeatureTarget]] | None = None,

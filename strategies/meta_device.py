@@ -26,24 +26,24 @@ def build_trained_network(cli: LightningCLI) -> None:
     Raises:
         ValueError: on every process, if the task is unknown, and so the network that it trains.
     """
-    from maetok.hub.export import TRAINED, imported  # imports all networks; --help should not wait for that
-
     config = cli.config[cli.subcommand]
     strategy = config.trainer.strategy
     wanted = isinstance(strategy, Namespace) and strategy.get("init_args.meta_device")
     if cli.subcommand != "fit" or not wanted:
         return
-    task = config.model.class_path
-    name = TRAINED.get(task.rpartition(".")[2])
+    from maetok.checkpoints.building import imported  # --help should not wait for it
+
+    task = imported(config.model.class_path)
+    name = next(iter(getattr(task, "trains", {})), None)
     if name is None:
         raise ValueError(
-            f"trainer.strategy.init_args.meta_device=true, but model.class_path={task} is none of "
-            f"{', '.join(TRAINED)}, so what it trains is unknown: set meta_device to false"
+            f"trainer.strategy.init_args.meta_device=true, but model.class_path={config.model.class_path} does not say "
+            "what it trains: set meta_device to false, or give the task an attribute `trains`"
         )
     if is_first_process():
         return
     cli._dump_config()  # keep the description in the task's hyper-parameters
     parser = ArgumentParser()
-    parser.add_argument(f"--{name}", type=get_type_hints(imported(task).__init__)[name])
+    parser.add_argument(f"--{name}", type=get_type_hints(task.__init__)[name])
     with torch.device("meta"):
         config.model.init_args[name] = parser.instantiate(Namespace({name: config.model.init_args[name]}))[name]

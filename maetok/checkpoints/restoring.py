@@ -37,7 +37,8 @@ def restore(path: Path, network: nn.Module, optimizers: Sequence[Optimizer]) -> 
         found, rest = split(read_checkpoint(path, mmap=True))
         shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in found.items()}
     weights = {f"{WEIGHTS}.{name}": tensor.detach() for name, tensor in network.state_dict().items()}
-    check_names(weights, {name: shape for name, (shape, _) in shapes.items() if name.startswith(f"{WEIGHTS}.")}, path)
+    stored = {name: shape for name, (shape, _) in shapes.items() if name.startswith(f"{WEIGHTS}.")}
+    check_names(weights, {name: shape for name, shape in stored.items() if not is_copy(network, name)}, path)
     if optimizers and len(optimizers) != len(rest[OPTIMIZERS]):
         raise ValueError(f"{path} has {len(rest[OPTIMIZERS])} optimizers, but the task {len(optimizers)}")
     states = {}
@@ -69,6 +70,13 @@ def restore_states(path: Path, network: nn.Module, optimizers: Sequence[Optimize
     for optimizer, kept in zip(optimizers, options, strict=True):
         for group, values in zip(optimizer.param_groups, kept, strict=True):
             group.update(values)
+
+
+def is_copy(network: nn.Module, name: str) -> bool:
+    """Return whether stored weights are an old checkpoint's second copy of weights that an average now shares."""
+    name = name.removeprefix(f"{WEIGHTS}.")
+    owners = ((prefix, owner) for prefix, owner in network.named_modules() if hasattr(owner, "is_shared"))
+    return any(name.startswith(f"{prefix}.") and owner.is_shared(name[len(prefix) + 1 :]) for prefix, owner in owners)
 
 
 def check_names(weights: Mapping[str, Tensor], stored: Mapping[str, Sequence[int]], path: Path) -> None:

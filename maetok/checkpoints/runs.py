@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import nn
 
 from maetok.checkpoints.files import is_complete, read_weights
+from maetok.checkpoints.networks import read_network
 from maetok.runtime.weights import on_meta_device
 
 PATTERN = re.compile(r"step=(\d+)\.ckpt")
@@ -59,7 +60,7 @@ class InitFrom:
         path = self.locate()
         if on_meta_device(network):
             return True
-        weights = {name[len(self.prefix) :]: value for name, value in read_weights(path, self.prefix).items()}
+        weights = read_network(path, self.prefix)
         if not weights:
             if not required:
                 return False

@@ -4,29 +4,19 @@ What a checkpoint holds and how its network is built stand in the run's ``config
 """
 
 import pickle
-from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass
-from functools import partial
-from importlib import import_module
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any
 
 from torch import Tensor, nn
 
+from maetok.checkpoints.building import build_network
 from maetok.checkpoints.files import read_checkpoint, read_weights
+from maetok.checkpoints.networks import LEGACY, NetworkRecord, read_records
 from maetok.checkpoints.runs import locate_checkpoint
 from maetok.networks.denoiser.sit import SiT
 from maetok.networks.folder import PUBLISHED_FILES, STATISTICS_FILE, write_statistics
 from maetok.networks.tokenizer.tokenizer import Tokenizer
-
-TRAINED = {"TokenizerTraining": "tokenizer", "DecoderFinetuning": "tokenizer", "LatentDiffusion": "denoiser"}
-"""The network that a task of a config trains: an argument of the task."""
-
-PREFIXES = {
-    "tokenizer": {"ema": "ema.network.tokenizer.", "raw": "model.tokenizer."},
-    "denoiser": {"ema": "emas.0.network.", "raw": "denoiser."},
-}
-"""Beginnings of the names of its weights in a checkpoint; of several averages the first, which validation uses."""
 
 
 def export(ckpt: str | Path, output: str | Path, config: str | Path | None = None, weights: str = "ema") -> nn.Module:
@@ -51,16 +41,15 @@ def export(ckpt: str | Path, output: str | Path, config: str | Path | None = Non
     taken = [name for name in (*PUBLISHED_FILES, STATISTICS_FILE) if (output / name).exists()]
     if taken:
         raise FileExistsError(f"--output={output} holds {', '.join(taken)} already: give another folder, or remove it")
-    task = read_task(ckpt.parent.parent / "config.yaml" if config is None else Path(config))
-    part = TRAINED[task["class_path"].rpartition(".")[2]]
-    network = build_network(task["init_args"].get(part), f"model.init_args.{part}")
-    if part == "denoiser" and not isinstance(network, SiT):
-        raise ValueError(
-            f"model.init_args.denoiser.class_path={task['init_args'][part]['class_path']}: only SiT has a published "
-            "format; keep the checkpoint, which denoiser_from and guide_from read"
-        )
     state = read_state(ckpt)
-    load(network, state, PREFIXES[part][weights], f"--ckpt={ckpt} --weights={weights}")
+    name, record, description = describe(ckpt, None if config is None else Path(config))
+    network = build_network(description, f"model.init_args.{name}")
+    if not isinstance(network, Tokenizer | SiT):
+        raise ValueError(
+            f"model.init_args.{name}.class_path={description['class_path']}: only Tokenizer and SiT have a published "
+            "format; keep the checkpoint, which init_from, denoiser_from and guide_from read"
+        )
+    load(network, state, record, weights, f"--ckpt={ckpt} --weights={weights}")
     network.eval()
     if isinstance(network, Tokenizer):
         network.save_pretrained(output)
@@ -71,12 +60,39 @@ def export(ckpt: str | Path, output: str | Path, config: str | Path | None = Non
     return network
 
 
+def describe(ckpt: Path, config: Path | None) -> tuple[str, NetworkRecord, Any]:
+    """Return name and record of the network that a checkpoint trains, and its description as in a config.
+
+    The checkpoint itself says both. A config describes the network of a checkpoint that has no record or no arguments
+    in it, or wherever it is given.
+
+    Raises:
+        FileNotFoundError: if a config is needed and there is none.
+        ValueError: if it is no config of a run, or its task trains nothing that can be published.
+    """
+    records = read_records(ckpt)
+    if config is None and records:
+        name, record = next(iter(records.items()))
+        if record.init_args is not None:
+            return name, record, {"class_path": record.class_path, "init_args": record.init_args}
+    path = ckpt.parent.parent / "config.yaml" if config is None else config
+    task = read_task(path)
+    records = records or LEGACY.get(task["class_path"].rpartition(".")[2], {})
+    if not records:
+        raise ValueError(
+            f"--config={path}: model.class_path={task['class_path']} trains nothing that can be published; give a "
+            f"checkpoint of {', '.join(LEGACY)}"
+        )
+    name, record = next(iter(records.items()))
+    return name, record, task["init_args"].get(name)
+
+
 def read_task(path: Path) -> dict[str, Any]:
     """``class_path`` and ``init_args`` of the task in a config.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no config of a run, or its task trains nothing that can be published.
+        ValueError: if it is no config of a run.
     """
     import yaml  # type: ignore[import-untyped]
 
@@ -89,57 +105,7 @@ def read_task(path: Path) -> dict[str, Any]:
     task = config.get("model") if isinstance(config, dict) else None
     if not isinstance(task, dict) or not {"class_path", "init_args"} <= task.keys():
         raise ValueError(f"--config={path} lacks model.class_path and model.init_args: give the config.yaml of the run")
-    if task["class_path"].rpartition(".")[2] not in TRAINED:
-        raise ValueError(
-            f"--config={path}: model.class_path={task['class_path']} trains nothing that can be published; give a "
-            f"checkpoint of {', '.join(TRAINED)}"
-        )
     return task
-
-
-def build_network(description: Any, key: str) -> nn.Module:
-    """The network that a config describes; raises ValueError, naming the key, if it cannot be built."""
-    if not isinstance(description, dict) or "class_path" not in description:
-        raise ValueError(
-            f"{key}={description!r} has no class_path; files that a config names are filled in only in the config.yaml "
-            "that a run saves: give that one as --config"
-        )
-    try:
-        return build(description)
-    except (ImportError, AttributeError, TypeError) as error:
-        raise ValueError(
-            f"{key}.class_path={description['class_path']} cannot be built with the init_args of the config: {error}"
-        ) from error
-
-
-def build(description: Mapping[str, Any]) -> Any:
-    """Call what ``class_path`` names with its ``init_args``, which are made what the signature says."""
-    target = imported(description["class_path"])
-    hints = get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
-    arguments = {**description.get("init_args", {}), **description.get("dict_kwargs", {})}
-    return target(**{name: argument(value, hints.get(name)) for name, value in arguments.items()})
-
-
-def argument(value: Any, hint: Any) -> Any:
-    """A value of a config as its parameter wants it: an object, a builder of objects, a dataclass or a tuple."""
-    if isinstance(value, dict) and "class_path" in value:
-        if get_origin(hint) is Callable:
-            return partial(imported(value["class_path"]), **value.get("init_args", {}))
-        return build(value)
-    if isinstance(value, dict) and is_dataclass(hint):
-        return hint(**value)  # type: ignore[operator]
-    return tuple(value) if isinstance(value, list) else value
-
-
-def imported(path: str) -> Any:
-    """What a dotted path names: a class or function of a module, or a method of a class."""
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(import_module(module), name)
-    except ModuleNotFoundError as error:
-        if error.name != module or "." not in module:  # a module that exists and lacks one of its own
-            raise
-        return getattr(imported(module), name)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -155,9 +121,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return checkpoint["state_dict"]
 
 
-def load(network: nn.Module, state: Mapping[str, Tensor], prefix: str, source: str) -> None:
-    """Load the weights of one prefix strictly; raises ValueError if there are none or they do not fit."""
-    found = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+def load(network: nn.Module, state: Mapping[str, Tensor], record: NetworkRecord, weights: str, source: str) -> None:
+    """Load ``ema`` or ``raw`` weights strictly; raises ValueError if there are none or they do not fit."""
+    prefix = record.averaged if weights == "ema" else record.raw
+    found = record.weights(state, averaged=weights == "ema")
     if not found:
         prefixes = sorted({".".join(name.split(".")[:3]) for name in state})
         raise ValueError(

@@ -4,6 +4,7 @@ from maetok.networks.denoiser.denoiser import Denoiser, drop_labels
 from maetok.networks.denoiser.lightning_dit import LightningDiT
 from maetok.networks.denoiser.sit import SiT
 from maetok.networks.discriminators import DINODiscriminator, PatchGAN
+from maetok.networks.layers.network import Blocks, Network
 from maetok.networks.layers.vit import TransformerSize
 from maetok.networks.targets.hog import HOGTarget
 from maetok.networks.targets.targets import FeatureTarget
@@ -13,9 +14,11 @@ from maetok.networks.tokenizer.decoder import Decoder, LinearDecoder
 from maetok.networks.tokenizer.encoder import Encoder
 from maetok.networks.tokenizer.masked_autoencoder import MaskedAutoencoder
 from maetok.networks.tokenizer.masking import MaskRatio, random_mask
+from maetok.networks.tokenizer.protocol import LatentTokenizer
 from maetok.networks.tokenizer.tokenizer import Tokenizer
 
 __all__ = [
+    "Blocks",
     "Bottleneck",
     "DINODiscriminator",
     "Decoder",
@@ -25,10 +28,12 @@ __all__ = [
     "FeatureTarget",
     "HOGTarget",
     "KLBottleneck",
+    "LatentTokenizer",
     "LightningDiT",
     "LinearDecoder",
     "MaskRatio",
     "MaskedAutoencoder",
+    "Network",
     "PatchGAN",
     "PlainBottleneck",
     "SiT",

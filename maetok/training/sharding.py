@@ -38,14 +38,15 @@ def shard(
             None for the dtype that they have. Float32 modules always keep theirs.
         stays_gathered: once gathered, keep all weights on every process until :func:`reshard`. Otherwise blocks drop
             their weights between the forward and the backward pass, and only the rest of a part keeps its weights:
-            the adaptive weight of the adversarial loss needs the gradient at the last layer.
+            the adaptive weight of the adversarial loss needs the gradient at the last layer. Modules that are not
+            trained always stay gathered, because a moving average shares them (:class:`maetok.training.ema.EMA`).
 
     Raises:
         ValueError: if a block or a float32 module is not inside a part.
     """
     # FSDP2 warns of views because outputs could be changed in place. Nothing here does that.
     warnings.filterwarnings("ignore", r"FSDP2-wrapped module \(\w+\) returned a view tensor")
-    values = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    values = {name: value.detach() for name, value in network.named_parameters() if not isinstance(value, DTensor)}
     parts, float32 = network.parts(), set(network.float32_modules())
     divided = {*parts, *network.blocks(), *float32}
     found = [module for part in parts for module in reversed(list(part.modules())) if module in divided]
@@ -55,12 +56,15 @@ def shard(
         if isinstance(module, CachesWeights):
             module.stop_caching()
     for module in found:  # inner ones before the part that contains them
-        lowered = None if module in float32 else dtype
+        if isinstance(module, FSDPModule):  # an average shares the modules that are not trained
+            continue
+        frozen = not any(parameter.requires_grad for parameter in module.parameters())
+        lowered = None if module in float32 or frozen else dtype  # averages compute in float32
         policy = MixedPrecisionPolicy(lowered, torch.float32 if lowered else None, cast_forward_inputs=False)
         fully_shard(
             module,
             mesh=mesh,
-            reshard_after_forward=False if stays_gathered else None,
+            reshard_after_forward=False if stays_gathered or frozen else None,
             mp_policy=policy,
             shard_placement_fn=placement(mesh),
         )
@@ -81,8 +85,10 @@ def take_from_first(network: nn.Module, values: dict[str, Tensor], device: torch
                 "variables of the launcher (RANK, LOCAL_RANK, NODE_RANK, SLURM_PROCID) may name another process as "
                 "first: correct them, or set trainer.strategy.init_args.meta_device to false"
             )
-        network.to_empty(device=device)
+        network._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor)
     for name, parameter in network.named_parameters():
+        if name not in values:
+            continue
         value = values.pop(name)
         sent = torch.empty(value.shape, dtype=value.dtype, device=device) if value.is_meta else value.to(device)
         assert isinstance(parameter, DTensor)

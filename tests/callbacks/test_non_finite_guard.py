@@ -14,7 +14,7 @@ from callbacks import NonFiniteGuard, ResumableCheckpoint
 from callbacks.resilience.checkpointing import complete_checkpoints, resolve_checkpoint
 from callbacks.resilience.non_finite_guard import LossHistory, NonFiniteError
 from lightning_modules import CosineWithWarmup
-from lightning_modules.base import Optimization
+from lightning_modules.optimization import Optimization
 from tests.lightning_modules.test_tokenizer_training import fit, task
 from tests.support.diffusion import (
     diffusion,

@@ -18,7 +18,7 @@ from callbacks.resilience.checkpointing import resolve_checkpoint
 from callbacks.resilience.non_finite_guard import NonFiniteError
 from callbacks.resilience.rollback import Rollback
 from lightning_modules import CosineWithWarmup
-from lightning_modules.base import Optimization
+from lightning_modules.optimization import Optimization
 from maetok.checkpoints import files as checkpoint_files
 from maetok.checkpoints.files import Checkpoint, CheckpointFiles
 from maetok.checkpoints.runs import complete_checkpoints, step_of

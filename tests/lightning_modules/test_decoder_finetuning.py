@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback
 
 from lightning_modules import ConstantWithWarmup, DecoderFinetuning
-from lightning_modules.base import Optimization
+from lightning_modules.optimization import Optimization
 from maetok import Tokenizer
 from maetok.checkpoints.runs import InitFrom
 from maetok.losses import LossWeights, ReconstructionObjective

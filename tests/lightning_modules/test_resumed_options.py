@@ -11,7 +11,7 @@ from lightning.pytorch import Callback
 from callbacks import ResumableCheckpoint
 from callbacks.resilience.checkpointing import resolve_checkpoint
 from lightning_modules import CosineWithWarmup
-from lightning_modules.base import Optimization
+from lightning_modules.optimization import Optimization
 from tests.support.strategies.runs import build, fit
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_modules import ConstantWithWarmup, CosineWithWarmup, TokenizerTraining
-from lightning_modules.base import Optimization
+from lightning_modules.optimization import Optimization
 from maetok import Tokenizer
 from maetok.losses import LossWeights, ReconstructionObjective
 from maetok.networks import HOGTarget, MaskRatio, PatchGAN, PlainBottleneck, TransformerSize

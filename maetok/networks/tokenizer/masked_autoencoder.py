@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from maetok.networks.layers.network import Network
 from maetok.networks.layers.patches import grid_of
-from maetok.networks.tokenizer.tokenizer import Tokenizer
+from maetok.networks.tokenizer.protocol import LatentTokenizer
 
 
 @dataclass
@@ -27,21 +27,31 @@ class MaskedAutoencoder(Network):
     """A tokenizer plus one shallow auxiliary decoder per feature target, dropped after stage 1 (paper section 3.2).
 
     Args:
-        tokenizer: the autoencoder.
+        tokenizer: the autoencoder. With targets it also offers ``auxiliary_decoder(dim, depth)``, as
+            :class:`maetok.Tokenizer` does.
         target_dims: values per patch of each target, by name.
         depth: layers of an auxiliary decoder (paper: 3), or ``"linear"`` for a linear map.
 
     Raises:
-        ValueError: if ``depth`` is less than 1: without a layer predictions would not depend on the latents.
+        ValueError: if ``depth`` is less than 1, since predictions would not depend on the latents, or if there are
+            targets and the tokenizer offers no auxiliary decoder.
     """
 
-    def __init__(self, tokenizer: Tokenizer, target_dims: dict[str, int], depth: int | Literal["linear"] = 3) -> None:
+    def __init__(
+        self, tokenizer: LatentTokenizer, target_dims: dict[str, int], depth: int | Literal["linear"] = 3
+    ) -> None:
         super().__init__()
         if depth != "linear" and depth < 1:
             raise ValueError(f"model.init_args.auxiliary_depth={depth} must be at least 1, or linear")
-        self.tokenizer = tokenizer
-        with next(tokenizer.parameters()).device:  # the meta device too
-            decoders = {name: tokenizer.auxiliary_decoder(dim, depth) for name, dim in target_dims.items()}
+        if target_dims and not hasattr(tokenizer, "auxiliary_decoder"):
+            raise ValueError(
+                f"model.init_args.target_weights names {sorted(target_dims)}, but {type(tokenizer).__name__} offers no "
+                "auxiliary_decoder(dim, depth): remove the targets, or add the method"
+            )
+        network: Any = tokenizer  # also a Network: Python has no type for both
+        self.tokenizer = network
+        with next(network.parameters()).device:  # the meta device too
+            decoders = {name: network.auxiliary_decoder(dim, depth) for name, dim in target_dims.items()}
         self.auxiliary_decoders = nn.ModuleDict(decoders)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> MaskedAutoencoderOutput:
@@ -71,10 +81,5 @@ class MaskedAutoencoder(Network):
 
     @property
     def compile_options(self) -> dict[str, Any]:
-        """Compile each length of a sequence by itself, unless masked patches are dropped, which makes many lengths.
-
-        One length never has two compiled versions: activation checkpointing must meet in the backward pass the version
-        that ran in the forward pass. All blocks share one code, which is called in more ways (with and without padding,
-        as the last block) than torch's usual limit of 8.
-        """
-        return {"dynamic": self.tokenizer.mask_mode == "drop", "recompile_limit": 32}
+        """Compile all blocks as the tokenizer wants its own compiled."""
+        return self.tokenizer.compile_options

@@ -51,7 +51,7 @@ class LatentTokenizer(Protocol):
         """Return what a stage trains: 1 is the whole tokenizer, 2 the pixel decoder."""
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """The weight that makes the pixels; the adaptive adversarial weight compares gradients at it."""
 
     def blocks(self) -> list[nn.Module]:

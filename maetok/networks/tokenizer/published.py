@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maetok.networks.folder import load_strictly
 from maetok.networks.layers.vit import TransformerSize
 from maetok.networks.tokenizer.bottlenecks import PlainBottleneck
 
@@ -202,3 +203,18 @@ def unused_tensors(tokenizer: Any) -> dict[str, Tensor]:
         slots = int(tokenizer.encoder.register_tokens is None)
         tensors["encoder.model.pos_embed"] = torch.zeros(1, slots + patches, tokenizer.encoder_size.width)
     return tensors
+
+
+def load_published_state(tokenizer: Any, published: dict[str, Tensor], source: str) -> None:
+    """Copy published tensors into a tokenizer; all must be used or be on the list of unused ones."""
+    own = tokenizer.state_dict()
+    unused = {name for name in published if UNUSED.fullmatch(name)}
+    if "decoder.position_table" not in own:
+        unused.add("decoder.model.pos_embed")
+    used = {name: tensor for name, tensor in published.items() if name not in unused}
+    for name in (name for name in ("encoder.freqs", "decoder.freqs") if name in used and to_our_name(name) in own):
+        if used[name].numel() == own[to_our_name(name)].numel():
+            used[name] = used[name].reshape(own[to_our_name(name)].shape)
+    remedy = "If only sizes differ, pass embed_dim=, depth=, num_heads=."
+    load_strictly(tokenizer, used, to_published_name, source, remedy)
+    tokenizer.published_unused = {name: published[name] for name in sorted(unused & published.keys())}

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from maetok.networks.folder import load_strictly, locate, read_config, read_tensors, write_folder
+from maetok.networks.folder import locate, read_config, read_tensors, write_folder
 from maetok.networks.layers.network import Network
 from maetok.networks.layers.patches import as_pair, grid_of, patch_grid, unpatchify
 from maetok.networks.layers.vit import Positions, TransformerSize
@@ -19,9 +19,8 @@ from maetok.networks.tokenizer.masking import visible_patches
 from maetok.networks.tokenizer.published import (
     REQUIRED_KEYS,
     SIZE_OVERRIDES,
-    UNUSED,
+    load_published_state,
     published_config,
-    to_our_name,
     to_published_name,
     tokenizer_arguments,
     unused_tensors,
@@ -111,6 +110,16 @@ class Tokenizer(Network):
         """Channels C of a latent."""
         return self.bottleneck.channels
 
+    @property
+    def compile_options(self) -> dict[str, Any]:
+        """Compile each length of a sequence by itself, unless masked patches are dropped, which makes many lengths.
+
+        One length never has two compiled versions: activation checkpointing must meet in the backward pass the version
+        that ran in the forward pass. All blocks share one code, which is called in more ways (with and without padding,
+        as the last block) than torch's usual limit of 8.
+        """
+        return {"dynamic": self.mask_mode == "drop", "recompile_limit": 32}
+
     def blocks(self) -> list[nn.Module]:
         """Return the transformer blocks of encoder and decoder."""
         return [*self.encoder.blocks(), *self.decoder.blocks()]
@@ -126,7 +135,6 @@ class Tokenizer(Network):
     @property
     def latent_grid(self) -> tuple[int, int] | None:
         """None: latent tokens have no place in the image."""
-        return None
 
     @property
     def latent_statistics(self) -> tuple[Tensor, Tensor] | None:
@@ -137,7 +145,7 @@ class Tokenizer(Network):
         return mean.expand(self.latent_channels), std.expand(self.latent_channels)
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """Weight (3 p^2, width) of the pixel decoder's output."""
         return self.decoder.output.weight
 
@@ -267,21 +275,6 @@ def load_tokenizer(path_or_repo: str | Path, **overrides: Any) -> Tokenizer:
     load_published_state(tokenizer, read_tensors(folder / "model.safetensors"), str(folder))
     tokenizer.published_config = config
     return tokenizer.eval()
-
-
-def load_published_state(tokenizer: Tokenizer, published: dict[str, Tensor], source: str) -> None:
-    """Copy published tensors into a tokenizer; all must be used or be on the list of unused ones."""
-    own = tokenizer.state_dict()
-    unused = {name for name in published if UNUSED.fullmatch(name)}
-    if "decoder.position_table" not in own:
-        unused.add("decoder.model.pos_embed")
-    used = {name: tensor for name, tensor in published.items() if name not in unused}
-    for name in (name for name in ("encoder.freqs", "decoder.freqs") if name in used and to_our_name(name) in own):
-        if used[name].numel() == own[to_our_name(name)].numel():
-            used[name] = used[name].reshape(own[to_our_name(name)].shape)
-    remedy = "If only sizes differ, pass embed_dim=, depth=, num_heads=."
-    load_strictly(tokenizer, used, to_published_name, source, remedy)
-    tokenizer.published_unused = {name: published[name] for name in sorted(unused & published.keys())}
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:

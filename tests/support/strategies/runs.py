@@ -10,7 +10,8 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from datamodules import Digits, Loading
 from lightning_modules import ConstantWithWarmup, DecoderFinetuning, LatentDiffusion, TokenizerTraining
-from lightning_modules.base import Optimization, Task
+from lightning_modules.base import Task
+from lightning_modules.optimization import Optimization
 from maetok import SiT, Tokenizer
 from maetok.losses import AdversarialLoss, DiffAugment, LossWeights, ReconstructionObjective
 from maetok.networks import HOGTarget, MaskRatio, PatchGAN, PlainBottleneck, TransformerSize
