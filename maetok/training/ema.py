@@ -54,9 +54,9 @@ class EMA(nn.Module):
         reshard(self.network)
         reshard(network)
         pairs = zip(self.network.parameters(), network.parameters(), strict=True)
-        averages, values = zip(*[pair for pair in pairs if pair[0] is not pair[1]], strict=True)
-        local: list[Tensor] = [to_local_shard(average) for average in averages]
-        torch._foreach_lerp_(local, [to_local_shard(value) for value in values], 1.0 - decay)
+        trained = [(average, value) for average, value in pairs if average is not value]
+        averages: list[Tensor] = [to_local_shard(average) for average, _ in trained]
+        torch._foreach_lerp_(averages, [to_local_shard(value) for _, value in trained], 1.0 - decay)
         for average, value in zip(self.network.buffers(), network.buffers(), strict=True):
             if average is not value:
                 average.copy_(value)

@@ -57,3 +57,19 @@ def test_softvq_entropy_rewards_sharp_and_even_assignment() -> None:
         bottleneck.projection.bias.zero_()
     _, losses = bottleneck(torch.eye(3)[None])  # each token sits on its own codeword
     torch.testing.assert_close(losses["entropy"], -torch.tensor(3.0).log(), atol=1e-4, rtol=0)
+
+
+def test_a_posterior_is_drawn_on_request_and_by_the_given_generator() -> None:
+    """encode(sample=True): mean and deviation of draws are the posterior's; a plain bottleneck has one value."""
+    torch.manual_seed(0)
+    bottleneck = KLBottleneck(6, 3).eval()
+    tokens = torch.randn(1, 2, 6)
+    mean, log_variance = bottleneck.posterior(tokens)
+    draws = torch.stack([bottleneck.draw(tokens, torch.Generator().manual_seed(seed)) for seed in range(4000)])
+    deviation = (0.5 * log_variance).exp()
+    assert ((draws.mean(0) - mean).abs() < 5 * deviation / 4000**0.5).all()
+    torch.testing.assert_close(draws.std(0), deviation, rtol=0.06, atol=0)
+    assert torch.equal(draws[7], bottleneck.draw(tokens, torch.Generator().manual_seed(7)))
+    assert torch.equal(bottleneck(tokens)[0], mean)
+    plain = PlainBottleneck(6, 3)
+    assert torch.equal(plain.draw(tokens), plain(tokens)[0])

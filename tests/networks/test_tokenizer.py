@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from maetok import Tokenizer
-from maetok.networks import KLBottleneck, MaskedAutoencoder, PlainBottleneck, TransformerSize
+from maetok.networks import KLBottleneck, LatentTokenizer, MaskedAutoencoder, PlainBottleneck, TransformerSize
 from maetok.networks.layers.patches import patch_grid, unpatchify
 from maetok.networks.layers.vit import resize_position_table
 from tests.support.blocks import compiled_graphs, forward_calls
@@ -88,6 +88,26 @@ def test_first_step_depends_on_latents_and_reaches_the_encoder(modulation: bool)
     assert norm > 1e-2
     unused = [name for name, p in tokenizer.named_parameters() if p.grad is None]
     assert unused == ["encoder.mask_token"]  # no mask in this step
+
+
+def test_a_tokenizer_keeps_the_contract() -> None:
+    """Stage 2 trains the decoder alone, and the last layer makes the pixels."""
+    tokenizer = small()
+    assert isinstance(tokenizer, LatentTokenizer)
+    assert tokenizer.latent_grid is None
+    assert tokenizer.latent_statistics is None
+    tokenizer.published_config = {"vq_mean": 0.5, "vq_std": 2.0}
+    mean, scale = tokenizer.latent_statistics
+    assert (mean.tolist(), scale.tolist()) == ([0.5] * 6, [2.0] * 6)
+    everything = {id(parameter): name for name, parameter in tokenizer.named_parameters()}
+    trained = {everything[id(parameter)] for parameter in tokenizer.trainable_parameters(stage=2)}
+    assert trained == {name for name in everything.values() if name.startswith("decoder.")}
+    assert len(tokenizer.trainable_parameters(stage=1)) == len(everything)
+    latents = torch.randn(2, 4, 6)
+    with torch.no_grad():
+        tokenizer.decoder.output.bias.zero_()
+        tokenizer.last_layer.zero_()
+    assert tokenizer.decode(latents).abs().max() == 0
 
 
 def test_default_is_maetok_b_128_with_176_million_parameters() -> None:

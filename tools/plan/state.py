@@ -20,6 +20,7 @@ from lightning_modules import LatentDiffusion
 from lightning_modules.autoencoder import AutoencoderTask
 from lightning_modules.base import Task
 from maetok.networks.layers.network import Network
+from maetok.training.ema import frozen_modules
 from maetok.training.sharding import divided_dimension
 
 Strategy = Literal["ddp", "fsdp", "hsdp"]
@@ -108,9 +109,13 @@ def network_bytes(trained: Trained, shards: int, rank: int) -> StateBytes:
     """Bytes of one network, its parameters divided into ``shards`` as training divides them."""
     parameters = list(trained.network.parameters())
     buffers = sum(size_of(buffer) for buffer in trained.network.buffers())
+    frozen = list(frozen_modules(trained.network))  # a moving average shares them
+    shared = {id(tensor) for module in frozen for tensor in (*module.parameters(), *module.buffers())}
     with FakeTensorMode():
         local = [nn.Parameter(shard_of(p, shards, rank), requires_grad=p.requires_grad) for p in parameters]
         weights = sum(size_of(parameter) for parameter in local) + buffers
+        averaged = sum(size_of(own) for own, whole in zip(local, parameters, strict=True) if id(whole) not in shared)
+        averaged += sum(size_of(buffer) for buffer in trained.network.buffers() if id(buffer) not in shared)
         trainable = [parameter for parameter in local if parameter.requires_grad]
         optimizer = trained.optimizer(trainable)
         for parameter in trainable:
@@ -123,7 +128,7 @@ def network_bytes(trained: Trained, shards: int, rank: int) -> StateBytes:
             for value in state.values()
             if isinstance(value, Tensor)
         )
-    return StateBytes(weights, gradients, states, trained.averages * weights)
+    return StateBytes(weights, gradients, states, trained.averages * averaged)
 
 
 def shard_of(parameter: Tensor, shards: int, rank: int) -> Tensor:
