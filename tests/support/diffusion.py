@@ -10,7 +10,7 @@ from torch import Tensor
 
 from datamodules import LatentShards, Loading
 from lightning_modules import ConstantWithWarmup, LatentDiffusion, LatentEncoding
-from lightning_modules.base import Optimization
+from lightning_modules.optimization import Optimization
 from maetok import SiT, Tokenizer
 from maetok.networks import PlainBottleneck, TransformerSize
 from tests.support.latents import write_cache
