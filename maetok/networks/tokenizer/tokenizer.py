@@ -231,8 +231,7 @@ class Tokenizer(Network):
 
     def forward(self, images: Tensor) -> Tensor:
         """Reconstruct images at their own size: (B, 3, H, W) -> (B, 3, H, W)."""
-        grid = grid_of(images, self.patch_size)
-        return unpatchify(self.decoder(self.encode(images), grid), grid)
+        return self.decode(self.encode(images), (images.shape[2], images.shape[3]))
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | Path, **overrides: Any) -> "Tokenizer":
