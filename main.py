@@ -2,7 +2,7 @@
 
 import gc
 
-gc.disable()  # what the imports make is never garbage; looking through it makes --help 2.5 s slower
+gc.disable()  # imports leave no garbage, and searching it makes --help 2.5 s slower
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -13,27 +13,27 @@ from callbacks import Heartbeat
 from callbacks.resilience.checkpointing import resolve_checkpoint
 from callbacks.trainer_setup import trainer_defaults, with_slurm
 from command_line import InterpolatingCLI
-from strategies.meta_device import build_trained_network  # and the package registers strategies
+from strategies.meta_device import build_trained_network  # its package registers strategies
 
 gc.freeze()
 gc.enable()
 
 
 class MAETokCLI(InterpolatingCLI):
-    """LightningCLI with one run directory per experiment, which restarts find again."""
+    """LightningCLI that gives each experiment one run directory, in which a restart continues."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the name of the run, and the watch over its processes."""
+        """Add the name of the run and the watch over its processes."""
         parser.add_argument("--experiment", type=str, default="unnamed", help="name of the run directory under runs/")
         parser.add_lightning_class_args(Heartbeat, "heartbeat")
 
     def before_instantiate_classes(self) -> None:
-        """Keep saved configs of other subcommands apart from that of ``fit``; build what needs no memory here."""
+        """Save the config of each subcommand under its own name, and build a sharded network without memory."""
         self.save_config_kwargs["config_filename"] = f"config_{self.subcommand}.yaml".replace("_fit", "")
         build_trained_network(self)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """Derive the run directory and log to TensorBoard there, unless the config says otherwise."""
+        """Log to TensorBoard in the run directory, unless the config says otherwise."""
         config = self.config[self.subcommand]
         run = kwargs["default_root_dir"] = config.trainer.default_root_dir or f"runs/{config.experiment}"
         if config.trainer.logger in (None, True):
@@ -42,14 +42,14 @@ class MAETokCLI(InterpolatingCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Resolve ``--ckpt_path last``, and refuse to begin a run where another one lies."""
+        """Resolve ``--ckpt_path last``, and refuse to start a run in the directory of another one."""
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         kwargs["ckpt_path"] = resolve_checkpoint(kwargs.get("ckpt_path"), self.trainer.default_root_dir, subcommand)
         return kwargs
 
 
 def main(args: list[str] | None = None) -> MAETokCLI:
-    """Run one command; ``args`` are those of the command line by default."""
+    """Run one command; ``args`` defaults to the arguments of the command line."""
     return MAETokCLI(
         LightningModule,
         LightningDataModule,
@@ -58,7 +58,7 @@ def main(args: list[str] | None = None) -> MAETokCLI:
         seed_everything_default=0,
         trainer_defaults=trainer_defaults(),
         auto_configure_optimizers=False,
-        save_config_kwargs={"overwrite": True},  # a restart writes it again
+        save_config_kwargs={"overwrite": True},  # a restart saves it again
         args=args,
     )
 

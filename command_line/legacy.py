@@ -88,7 +88,9 @@ def modernize(tree: Any, task: str = "", changes: set[str] | None = None) -> Any
 
 
 def modernize_flag(flag: str, task: str, changes: set[str]) -> str:
-    """Return a flag, with or without its value, with new names; ``changes`` as in ``modernize``."""
+    """Return a flag with or without its value, or a value alone, with new names; ``changes`` as in ``modernize``."""
+    if not flag.startswith("--"):
+        return modernize(flag, "", changes)
     match = FLAG.fullmatch(flag)
     names = renamed_arguments(task)
     if match and match[2] in names:

@@ -1,4 +1,4 @@
-"""The command line: run directories, restarts, errors, and traps of LightningCLI pinned down."""
+"""Test the command line: run directories, restarts, errors, and traps of LightningCLI."""
 
 import json
 import re
@@ -27,7 +27,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 class TestRun:
-    """One run: its directory, its restart, its other subcommands."""
+    """A run has one directory, restarts from it, and serves the other subcommands."""
 
     def test_directory_and_rerun_from_the_saved_config(
         self, tmp_path: Path, digits_root: Path, monkeypatch: pytest.MonkeyPatch
@@ -40,26 +40,26 @@ class TestRun:
         saved = folder / "config.yaml"
         main(["fit", f"--config={saved}", "--trainer.default_root_dir=again"])
         second = torch.load("again/checkpoints/step=000000002.ckpt", weights_only=True)["state_dict"]
-        assert all(torch.equal(first[name], second[name]) for name in first)  # same seed, same everything
+        assert all(torch.equal(first[name], second[name]) for name in first)  # the same seed gives the same weights
         assert (
             yaml.safe_load(Path("again/config.yaml").read_text())["model"] == yaml.safe_load(saved.read_text())["model"]
         )
 
     def test_restart_validate_and_test(self, tmp_path: Path, digits_root: Path) -> None:
-        run("fit", "digits_tokenizer", tmp_path, digits_root, "--ckpt_path=last")  # nothing there yet: starts at 0
+        run("fit", "digits_tokenizer", tmp_path, digits_root, "--ckpt_path=last")  # no checkpoint yet: step 0
         config = (tmp_path / "config.yaml").read_text()
         cli = run("fit", "digits_tokenizer", tmp_path, digits_root, "--ckpt_path=last", "--trainer.max_steps=4")
         assert cli.trainer.global_step == 4
-        assert cli.datamodule.position == 16  # four batches of four, none read twice
+        assert cli.datamodule.position == 16  # it read four batches of four images, none of them twice
         assert [path.name for path in complete_checkpoints(tmp_path)] == ["step=000000003.ckpt", "step=000000004.ckpt"]
         for subcommand in ("validate", "test"):
             cli = run(subcommand, "digits_tokenizer", tmp_path, digits_root, "--ckpt_path=last")
             assert 0 < cli.trainer.callback_metrics["validation/psnr"] < 40
             record = json.loads((tmp_path / f"metrics_{subcommand}.jsonl").read_text())
-            assert record["step"] == 4  # that of the checkpoint
+            assert record["step"] == 4  # the step of the checkpoint
             assert ("validation/linear_probe" in record) == (subcommand == "validate")
         written = yaml.safe_load((tmp_path / "config.yaml").read_text())
-        assert written["trainer"]["max_steps"] == 4  # the last fit's config; validate has not replaced it
+        assert written["trainer"]["max_steps"] == 4  # the last fit wrote it; validate did not replace it
         assert written["model"] == yaml.safe_load(config)["model"]
 
     def test_run_directory_is_not_frozen_into_the_config(self, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,7 +94,7 @@ class TestRun:
 
 
 class TestErrors:
-    """A mistake in a config names itself."""
+    """An error names the mistake in the config."""
 
     def test_misspelt_keys(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert "precison" in error_of(capsys, DIGITS, "--trainer.precison=32")
@@ -121,7 +121,7 @@ class TestErrors:
 
 
 class TestTraps:
-    """Behaviour of LightningCLI and jsonargparse that our configs rely on or work around."""
+    """Our configs rely on this behaviour of LightningCLI and jsonargparse, or work around it."""
 
     def test_later_configs_win_key_by_key(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         (tmp_path / "later.yaml").write_text("model: {init_args: {mask_ratio: {high: 0.9}}}")
@@ -146,7 +146,7 @@ class TestTraps:
     def test_another_class_keeps_arguments_of_the_same_name(
         self, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
-        """Why fragments state every argument that matters."""
+        """This is why fragments state every argument that matters."""
         (tmp_path / "sgd.yaml").write_text(
             "model: {init_args: {autoencoder_optimization: {optimizer: {class_path: torch.optim.SGD}}}}"
         )

@@ -148,7 +148,7 @@ def test_the_other_decoder_and_latents_build(build: Callable[..., MAETokCLI], tr
 def test_validating_before_stage_2_measures_the_tokenizer_it_begins_with(
     tmp_path: Path, digits_root: Path, train: Train
 ) -> None:
-    """So metrics before and after come from one command, ``validate``, without and with ``--ckpt_path last``."""
+    """One command, ``validate``, gives the metrics before stage 2, and after it with ``--ckpt_path last``."""
     stage_1 = train("digits_tokenizer")
     before = run("validate", "digits_decoder", tmp_path, digits_root, path_of(stage_1), overlay=TINY_DECODER)
     expected, found = stage_1.trainer.callback_metrics, before.trainer.callback_metrics
@@ -173,7 +173,7 @@ def test_dropping_masked_patches_is_an_overlay_on_both_stages_of_a_tokenizer(tmp
 
 @pytest.mark.parametrize("size", [256, 512])
 def test_imagenet_decoders_are_the_papers(size: int) -> None:
-    """Stage 2: 50k steps, mask ratio from 0.6, losses, optimiser, data and tokenizer of stage 1."""
+    """Stage 2 takes 50k steps from mask ratio 0.6, and shares losses, optimizer, data and tokenizer with stage 1."""
     first, second = (printed_config(f"--config={EXPERIMENTS}/imagenet{size}_{name}.yaml") for name in STAGES)
     stage_1, stage_2 = first["model"]["init_args"], second["model"]["init_args"]
     assert (second["trainer"]["max_steps"], stage_2["mask_ratio"], stage_2["latent_noise"]) == (50_000, 0.6, 0.0)
@@ -183,7 +183,7 @@ def test_imagenet_decoders_are_the_papers(size: int) -> None:
     }
     for part in ("tokenizer", "autoencoder_optimization", "discriminator", "discriminator_optimization", "ema_decay"):
         assert stage_2[part] == stage_1[part], part
-    started = {"discriminator_start": 0}  # it has learned in stage 1
+    started = {"discriminator_start": 0}  # the discriminator has learned in stage 1
     assert stage_2["objective"]["init_args"] == stage_1["objective"]["init_args"] | started
     assert second["data"] == first["data"]
     assert second["data"]["init_args"]["batch_size"] == 512
@@ -239,7 +239,7 @@ def test_imagenet_configs_are_the_papers(size: int) -> None:
 
 
 def test_imagenet_tokenizer_has_176_million_parameters() -> None:
-    """Encoder, bottleneck and pixel decoder as the config builds them, without any pretrained network."""
+    """Count encoder, bottleneck and pixel decoder as the config builds them, without any pretrained network."""
     from maetok import Tokenizer
 
     config = printed_config(f"--config={EXPERIMENTS}/imagenet256_maetok_b128.yaml")

@@ -1,4 +1,4 @@
-"""Stage 3 from the command line: experiments train and sample under their tiny overlays; configs are the paper's."""
+"""Test stage 3 from the command line: experiments train and sample under tiny overlays and state the paper's values."""
 
 import json
 import re
@@ -28,7 +28,7 @@ TINY_DIFFUSION, TINY_SAMPLES = (CONFIGS / "overlay" / f"tiny_{name}.yaml" for na
 Train = Callable[[str], tuple[Path, LatentDiffusion]]
 DIFFUSIONS = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml") if "LatentShards" in path.read_text())
 TRAINED = ("digits_sit", "imagenet256_lightningdit_xl", "imagenet256_sit_xl")
-"""One of each network and data set; the others differ in sizes and numbers that tests compare with the paper's."""
+"""Each network and data set once; the other experiments differ only in numbers that a test compares with the paper."""
 
 
 def sampling_of(name: str) -> list[str]:
@@ -42,7 +42,7 @@ def config_of(subcommand: str, *names: str) -> dict:
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Checkpoints of untrained tokenizers as the tiny overlays describe them, by the number of latent tokens."""
+    """Return checkpoints of untrained tokenizers of the tiny overlays, by their number of latent tokens."""
     folder, size = tmp_path_factory.mktemp("tokenizers"), {"width": 32, "depth": 1, "num_heads": 2}
     parser = LightningArgumentParser()
     parser.add_class_arguments(Tokenizer, "tokenizer")
@@ -60,7 +60,7 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory: pytest.TempPathFactory, digits_root: Path, tokenizers: dict[int, Path]) -> Train:
-    """Run directory and task of an experiment after two steps, which are done when first asked for."""
+    """Return a function that gives run directory and task after two steps, which it takes when first asked."""
 
     @cache
     def trained(name: str) -> tuple[Path, LatentDiffusion]:
@@ -72,7 +72,7 @@ def train(tmp_path_factory: pytest.TempPathFactory, digits_root: Path, tokenizer
 
 
 def predict(name: str, output: Path, denoiser: Path, tokenizer: Path, *more: str) -> LatentDiffusion:
-    """The task after it has sampled under the tiny overlay."""
+    """Sample under the tiny overlay and return the task."""
     return main(
         [
             "predict",
@@ -96,7 +96,7 @@ def test_experiments_train_two_steps(name: str, train: Train) -> None:
     assert all(value.isfinite().all() for value in state.values())
     assert not torch.equal(state["normalizer.std"], torch.ones_like(state["normalizer.std"]))
     assert {key.split(".")[0] for key in state} == {"denoiser", "emas", "normalizer"}  # no tokenizer
-    assert state["denoiser.final_layer.linear.weight"].any()  # it began with zeros
+    assert state["denoiser.final_layer.linear.weight"].any()  # it starts at zero
     events = EventAccumulator(str(folder)).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2]
     assert [event.step for event in events.Scalars("validation/diffusion_loss")] == [2]
@@ -141,7 +141,7 @@ def test_sampling_finds_the_weights_of_its_denoiser(
 def test_the_example_of_the_readme_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: Train, tokenizers: dict[int, Path]
 ) -> None:
-    """Word for word, in a folder with exports of a run; what it generates is what the run's own task samples."""
+    """Run the example word for word on the exports of a run; it generates what the task of the run samples."""
     folder, task = train("digits_sit")
     export(folder, tmp_path / "exported" / "sit")
     task.frozen_tokenizer().save_pretrained(tmp_path / "exported" / "tokenizer")

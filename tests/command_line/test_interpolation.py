@@ -1,4 +1,4 @@
-"""``${...}`` in configs: what OmegaConf resolves, in which order files and flags count, and which mistakes are named.
+"""Test ``${...}`` in configs: what it refers to, how the order of files and flags counts, and how errors name mistakes.
 
 The traps are those of jsonargparse's own OmegaConf modes: they resolve each file before later files and flags count, or
 know relative keys only.
@@ -43,7 +43,7 @@ def write(tmp_path: Path) -> Any:
 
 
 def sizes(config: dict) -> tuple[int, int]:
-    """The image size of the data and of the tokenizer."""
+    """Return the image sizes of the data and of the tokenizer."""
     return (
         config["data"]["init_args"]["image_size"],
         config["model"]["init_args"]["tokenizer"]["init_args"]["image_size"],
@@ -51,7 +51,7 @@ def sizes(config: dict) -> tuple[int, int]:
 
 
 class TestWhatIsSeen:
-    """An interpolation sees the last word of all files and flags, whatever their order."""
+    """An interpolation sees the final value, wherever files and flags set it."""
 
     def test_a_flag_changes_all_users(self) -> None:
         assert sizes(printed_config(DIGITS)) == (32, 32)
@@ -106,7 +106,7 @@ class TestWhatIsSeen:
 
 
 class TestWhereItStands:
-    """Interpolations stand in fragments, lists, appended lists, flags, and survive another class."""
+    """Interpolations work in fragments, lists, appended lists and flags, and after a change of the class."""
 
     def test_nested_fragments(self, write: Any) -> None:
         write("width: 64\ndepth: '${model.init_args.auxiliary_depth}'\nnum_heads: 2", "parts/size.yaml")
@@ -178,7 +178,7 @@ class TestWhereItStands:
 
 
 class TestSavedConfig:
-    """The config that a run saves holds values and runs again."""
+    """A run saves a config without interpolations, which runs again."""
 
     def test_it_is_resolved_and_runs_again_as_it_is(
         self, tmp_path: Path, digits_root: Path, monkeypatch: pytest.MonkeyPatch
@@ -205,7 +205,7 @@ class TestSavedConfig:
 
 
 class TestErrors:
-    """A mistake in an interpolation names file and key in the last line."""
+    """The last line of an error names the file and the key of a wrong interpolation."""
 
     def test_unknown_key_in_a_file(self, refused: Any, write: Any, tmp_path: Path) -> None:
         message = refused(DIGITS, write("data: {init_args: {root: 'a/${shared.data_rot}'}}"))
@@ -260,7 +260,7 @@ def leaves(tree: Any, key: str = "") -> dict[str, Any]:
     ids=["experiment", "overlay", "overlays", "flags"],
 )  # fmt: skip
 def test_the_merged_tree_says_what_jsonargparse_makes_of_it(arguments: list[str]) -> None:
-    """Every number that files and flags give is the one that runs; only arguments of a replaced class are gone."""
+    """Every number in the merged tree is the number that runs, except arguments of a class that was replaced."""
     tree = leaves(read_tree(["fit", *arguments], SUBCOMMANDS).values)
     made = leaves(printed_config(*arguments, subcommand="predict" if "samples" in arguments[-1] else "fit"))
     numbers = {key: value for key, value in tree.items() if isinstance(value, (int, float)) and key in made}

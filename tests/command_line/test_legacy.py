@@ -1,4 +1,4 @@
-"""Configs and commands from before the moves still read, with a warning that names the new key."""
+"""Test that configs and commands from before the moves work, with a warning that names the new key."""
 
 from importlib import import_module
 from pathlib import Path
@@ -85,4 +85,5 @@ def test_flags() -> None:
     assert new("--trainer.callbacks+=callbacks.throughput.Throughput") == (
         "--trainer.callbacks+=callbacks.reporting.throughput.Throughput"
     )
+    assert new("callbacks.throughput.Throughput") == "callbacks.reporting.throughput.Throughput"
     assert new("--model.init_args.generators=1") == "--model.init_args.generators=1"

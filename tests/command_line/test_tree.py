@@ -1,4 +1,4 @@
-"""The merged tree of a command, by jsonargparse's rules."""
+"""Test that the merged tree of a command follows jsonargparse's rules."""
 
 from pathlib import Path
 
