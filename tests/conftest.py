@@ -1,11 +1,15 @@
 """Shared fixtures. `make test` gives every process one thread."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-DATA = Path(__file__).parent / "data"
+STORED = Path(__file__).parent / "data"
+"""Files that are part of the tests: reference tensors, and runs and caches that older versions wrote."""
+DATA = Path(os.environ.get("MAETOK_TEST_DATA", STORED))
+"""Reference tensors that the parity tests compare with. ``MAETOK_TEST_DATA`` names another folder of the same form."""
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +19,7 @@ def _seed() -> None:
 
 @pytest.fixture(scope="session")
 def digits_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits, packed once for the whole run."""
+    """Pack the digits once for the whole session."""
     from datamodules.pack.digits import pack_digits
 
     root = tmp_path_factory.mktemp("digits")

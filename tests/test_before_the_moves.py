@@ -18,9 +18,9 @@ from maetok.checkpoints.files import read_checkpoint, read_weights
 from maetok.checkpoints.networks import DENOISER, TOKENIZER
 from maetok.hub.export import export
 from main import main
-from tests.conftest import DATA
+from tests.conftest import STORED
 
-OLD_RUNS = DATA / "before_the_moves"
+OLD_RUNS = STORED / "before_the_moves"
 EXPECTED = json.loads((OLD_RUNS / "continued.json").read_text())
 STAGES = ("digits_tokenizer", "digits_decoder", "digits_sit")
 STEPS = 4

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from PIL import Image
 
 from callbacks import ImageMetrics, ReconstructionMetrics, RunReport
@@ -18,41 +17,8 @@ from maetok.metrics.__main__ import main as measure_files
 from main import main
 from tests.support.feature_networks import MeanColours, SmallInception
 from tests.support.helpers import EXPERIMENTS, ROOT, run_subprocess
+from tests.support.measured_tasks import Darker, write_bright_shards
 from tests.support.shards import encoded, image_shards, write_shards, write_tar
-
-LEVELS = 51
-
-
-class Darker(LightningModule):
-    """Reconstructs an image in lower contrast, and darker by 51 levels."""
-
-    checkpoint_step = 7
-
-    def __init__(self, contrast: float = 1.0) -> None:
-        super().__init__()
-        self.contrast = contrast
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        pass
-
-    test_step = validation_step
-
-    def reconstruct(self, images: torch.Tensor) -> torch.Tensor:
-        return images * self.contrast - LEVELS / 127.5
-
-
-def write_bright_shards(folder: Path, counts: list[int]) -> None:
-    """Write images of 16 x 16 without dark pixels, so that darkening does not clip."""
-    folder.mkdir()
-    rng, number = np.random.default_rng(0), 0
-    for shard, count in enumerate(counts):
-        members = []
-        for _ in range(count):
-            Image.fromarray(rng.integers(LEVELS, 256, (16, 16, 3), dtype=np.uint8)).save(folder / "x.png")
-            members += [(f"{number}.png", (folder / "x.png").read_bytes()), (f"{number}.cls", b"0")]
-            number += 1
-        write_tar(folder / f"validation-{shard:06d}.tar", members)
-    (folder / "x.png").unlink()
 
 
 def validate(

@@ -1,6 +1,5 @@
 """Training with batches that are not finite: what moves, what is written, when it ends, and exact continuation."""
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,38 +7,20 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
-from torch import Tensor
 
 from callbacks import NonFiniteGuard, ResumableCheckpoint
 from callbacks.resilience.checkpointing import complete_checkpoints, resolve_checkpoint
 from callbacks.resilience.non_finite_guard import LossHistory, NonFiniteError
 from lightning_modules import CosineWithWarmup
 from lightning_modules.optimization import Optimization
-from tests.lightning_modules.test_tokenizer_training import fit, task
 from tests.support.diffusion import (
     diffusion,
     latent_shards,
     optimization,
     trainer,
 )
-from tests.support.helpers import Poison, RecordScalars, StopAt, run_subprocess, scalars
-
-
-class States(Callback):
-    """State of task and optimizers before every step."""
-
-    def __init__(self) -> None:
-        self.tasks: list[dict[str, Tensor]] = []
-        self.optimizers: list[list[Tensor]] = []
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        self.tasks.append({name: value.clone() for name, value in pl_module.state_dict().items()})
-        states = [state for optimizer in trainer.optimizers for state in optimizer.state.values()]
-        self.optimizers.append([value.clone() for state in states for value in state.values()])
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "unusual_steps.jsonl").read_text().splitlines()]
+from tests.support.helpers import Poison, RecordScalars, States, StopAt, records, run_subprocess, scalars
+from tests.support.tokenizer_training import fit, task
 
 
 @pytest.mark.parametrize("fused", [True, False])

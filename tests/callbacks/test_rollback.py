@@ -22,10 +22,9 @@ from lightning_modules.optimization import Optimization
 from maetok.checkpoints import files as checkpoint_files
 from maetok.checkpoints.files import Checkpoint, CheckpointFiles
 from maetok.checkpoints.runs import complete_checkpoints, step_of
-from tests.callbacks.test_non_finite_guard import States, records
-from tests.lightning_modules.test_tokenizer_training import Noise, task
 from tests.support.diffusion import Recorder, diffusion, latent_shards, trainer
-from tests.support.helpers import Poison, RecordScalars, StopAt, curves, scalars
+from tests.support.helpers import Poison, RecordScalars, States, StopAt, curves, records, scalars
+from tests.support.tokenizer_training import Noise, task
 
 ROW = [5, 6, 7]  # steps 6 to 8 are bad
 

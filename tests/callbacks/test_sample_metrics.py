@@ -9,33 +9,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
+from lightning.pytorch import Trainer
 
 from callbacks import RunReport, SampleMetrics
-from maetok.flow import index_noise
 from maetok.metrics import EfficientNetLite0Features, to_uint8
 from maetok.metrics.__main__ import main as measure_files
 from main import main
 from tests.support.fakes import Task, validating
 from tests.support.feature_networks import MeanColours, SmallInception, pictures
 from tests.support.helpers import EXPERIMENTS, ROOT, run_subprocess
+from tests.support.measured_tasks import Painter
 from tests.support.shards import image_shards, write_shards
-
-
-class Painter(LightningModule):
-    """Draws noise by index, brighter for higher labels, and in higher contrast with guidance."""
-
-    checkpoint_step = 7
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        pass
-
-    test_step = validation_step
-
-    def sample(self, labels: Tensor, indices: Tensor, guidance_scale: float | None = None) -> Tensor:
-        noise = index_noise(3, indices, shape=(3, 8, 8)) * 0.2 * (guidance_scale or 2.0)
-        return noise + labels[:, None, None, None] / 4 - 0.5
 
 
 @pytest.fixture(scope="module")

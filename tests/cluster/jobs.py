@@ -6,10 +6,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback
 
 from tests.cluster.cluster import Cluster, wait_for
-from tests.support.helpers import ROOT
+from tests.support.helpers import ROOT, curves, weights
 
 OVERLAY = "fsdp"
 """Strategy of all runs with two processes."""
@@ -119,3 +120,16 @@ def run_flags(digits_root: Path, overlay: str) -> str:
 def pause(seconds: float) -> str:
     """Flags of a run with :class:`Pause`."""
     return f"--trainer.callbacks+=tests.cluster.jobs.Pause --trainer.callbacks.seconds {seconds}"
+
+
+def assert_same(run: Path, reference: Path) -> None:
+    """Compare final weights and every training scalar bit for bit; each step is logged once."""
+    found, expected = (
+        {tag: points for tag, points in curves(folder).items() if not tag.startswith("throughput/")}
+        for folder in (run, reference)
+    )
+    assert [step for step, _ in found["train/loss"]] == list(range(1, STEPS + 1))
+    assert found == expected
+    first, second = weights(run, STEPS), weights(reference, STEPS)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)

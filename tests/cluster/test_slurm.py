@@ -6,27 +6,13 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 
 from maetok.checkpoints.runs import complete_checkpoints
 from tests.cluster.cluster import Cluster
-from tests.cluster.jobs import STEPS, Job, pause
+from tests.cluster.jobs import STEPS, Job, assert_same, pause
 from tests.support.helpers import curves, weights
 
 pytestmark = pytest.mark.cluster
-
-
-def assert_same(run: Path, reference: Path) -> None:
-    """Equal bit for bit: final weights, and every scalar of training, which has each step once."""
-    found, expected = (
-        {tag: points for tag, points in curves(folder).items() if not tag.startswith("throughput/")}
-        for folder in (run, reference)
-    )
-    assert [step for step, _ in found["train/loss"]] == list(range(1, STEPS + 1))
-    assert found == expected
-    first, second = weights(run, STEPS), weights(reference, STEPS)
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_two_nodes_train_to_completion(cluster: Cluster, uninterrupted: Path) -> None:

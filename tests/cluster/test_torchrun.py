@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.jobs import CONFIG, OVERLAY, run_flags
-from tests.cluster.test_slurm import assert_same
+from tests.cluster.jobs import CONFIG, OVERLAY, assert_same, run_flags
 from tests.support.helpers import ROOT
 
 pytestmark = pytest.mark.cluster

@@ -9,9 +9,10 @@ import pytest
 from callbacks.resilience.checkpointing import complete_checkpoints
 from command_line.legacy import OLD_MODULES, modernize, modernize_flag
 from main import main
+from tests.conftest import STORED
 from tests.support.helpers import ROOT, printed_config
 
-OLD_RUNS = ROOT / "tests" / "data" / "before_the_moves"
+OLD_RUNS = STORED / "before_the_moves"
 
 
 @pytest.mark.parametrize(

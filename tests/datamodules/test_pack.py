@@ -23,15 +23,11 @@ from datamodules.pack.digits import digit_images
 from datamodules.shards import ShardError, file_sha256
 from maetok.formats.pictures import decode
 from tests.support.helpers import ROOT
-from tests.support.shards import encoded, image_shards
+from tests.support.shards import encoded, image_shards, run_pack
 
 
 def digests(folder: Path) -> dict[str, str]:
     return {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
-
-
-def run_pack(source: Path | str, output: Path, *options: str) -> None:
-    pack(["--source", str(source), "--output", str(output), "--samples-per-shard", "4", "--jobs", "0", *options])
 
 
 class TestDigits:

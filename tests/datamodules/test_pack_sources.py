@@ -8,8 +8,7 @@ from datamodules.faults import TooManyFaultsError
 from datamodules.index_file import IndexFile
 from datamodules.pack.__main__ import main as pack
 from datamodules.shards import ShardError
-from tests.datamodules.test_pack import run_pack
-from tests.support.shards import encoded, image_shards, write_shards, write_tar
+from tests.support.shards import encoded, image_shards, run_pack, write_shards, write_tar
 
 
 class TestFolders:

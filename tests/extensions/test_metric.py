@@ -14,10 +14,9 @@ from maetok.metrics import MeanOverPairs
 from maetok.metrics.__main__ import main as measure_files
 from maetok.metrics.evaluator import ImageEvaluator
 from maetok.metrics.protocols import RFID_VAL, EvaluationProtocol
-from tests.callbacks.test_image_metrics import LEVELS, Darker, write_bright_shards
-from tests.callbacks.test_sample_metrics import Painter
 from tests.extensions.metric import BrightnessGap
 from tests.support.feature_networks import MeanColours, pictures
+from tests.support.measured_tasks import LEVELS, Darker, Painter, write_bright_shards
 from tests.support.processes import run_group
 from tests.support.shards import image_shards
 

@@ -9,11 +9,11 @@ import torch
 
 from datamodules import LatentShards, Loading
 from maetok.formats.latent_cache import LatentCache, read_metadata, shard_path
-from tests.conftest import DATA
+from tests.conftest import STORED
 from tests.support.latents import MeanColours, write_cache
 from tests.support.shards import write_shards
 
-BEFORE = DATA / "latent_cache_before"
+BEFORE = STORED / "latent_cache_before"
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from maetok.hub.__main__ import main
 from maetok.hub.export import export
 from maetok.networks import TransformerSize
 from tests.conftest import DATA
-from tests.lightning_modules.test_tokenizer_training import optimization
 from tests.support.helpers import ROOT, run
+from tests.support.tokenizer_training import optimization
 
 SIZE = TransformerSize(width=32, depth=1, num_heads=2)
 SIZES = {"width": 32, "depth": 1, "num_heads": 2, "mlp_ratio": 4.0}

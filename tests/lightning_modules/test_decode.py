@@ -3,9 +3,9 @@
 import torch
 
 from lightning_modules import LatentEncoding
-from tests.lightning_modules.test_decoder_finetuning import finetuning, tokenizer
-from tests.lightning_modules.test_tokenizer_training import task
+from tests.support.decoder_finetuning import finetuning, tokenizer
 from tests.support.diffusion import diffusion
+from tests.support.tokenizer_training import task
 
 
 def test_decoded_latents_are_reconstructions() -> None:

@@ -8,33 +8,14 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from lightning_modules import ConstantWithWarmup, DecoderFinetuning
+from lightning_modules import ConstantWithWarmup
 from lightning_modules.optimization import Optimization
-from maetok import Tokenizer
 from maetok.checkpoints.runs import InitFrom
 from maetok.losses import LossWeights, ReconstructionObjective
 from maetok.networks import HOGTarget, KLBottleneck, PlainBottleneck
-from tests.lightning_modules.test_tokenizer_training import SIZE, CountingDiscriminator, fit, optimization, task
+from tests.support.decoder_finetuning import finetuning, tokenizer
 from tests.support.helpers import StopAt
-
-
-def tokenizer(bottleneck=PlainBottleneck, **options) -> Tokenizer:
-    torch.manual_seed(1)
-    return Tokenizer(16, 4, 2, partial(bottleneck, channels=4), SIZE, SIZE, **options)
-
-
-def finetuning(init_from: InitFrom | None = None, adversarial: float = 0.0, **options) -> DecoderFinetuning:
-    torch.manual_seed(2)
-    defaults = {
-        "tokenizer": tokenizer(),
-        "init_from": init_from,
-        "autoencoder_optimization": optimization(),
-        "objective": ReconstructionObjective(LossWeights(1.0, 0.0, adversarial), discriminator_start=0),
-        "discriminator": CountingDiscriminator,
-        "discriminator_optimization": optimization(),
-        "ema_decay": 0.5,
-    }
-    return DecoderFinetuning(**(defaults | options))
+from tests.support.tokenizer_training import fit, task
 
 
 class Ratios(Callback):

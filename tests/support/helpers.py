@@ -158,3 +158,21 @@ def colours_of(path: Path) -> set[tuple[int, ...]]:
     """Return the colours (red, green, blue) of a picture."""
     pixels = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
     return set(map(tuple, np.unique(pixels, axis=0).tolist()))
+
+
+class States(Callback):
+    """Records the state of the task and of its optimizers before every step."""
+
+    def __init__(self) -> None:
+        self.tasks: list[dict[str, torch.Tensor]] = []
+        self.optimizers: list[list[torch.Tensor]] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        self.tasks.append({name: value.clone() for name, value in pl_module.state_dict().items()})
+        states = [state for optimizer in trainer.optimizers for state in optimizer.state.values()]
+        self.optimizers.append([value.clone() for state in states for value in state.values()])
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """Return what a run wrote about its unusual steps."""
+    return [json.loads(line) for line in (folder / "unusual_steps.jsonl").read_text().splitlines()]

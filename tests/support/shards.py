@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from datamodules import ImageShards, Loading
+from datamodules.pack.__main__ import main as pack
 
 Member = tuple[str, bytes]
 
@@ -52,3 +53,8 @@ def image_shards(folder: Path, workers: int = 0, stage: str | None = "fit", **op
     if stage:
         data.setup(stage)
     return data
+
+
+def run_pack(source: Path | str, output: Path, *options: str) -> None:
+    """Run the packing command in this process, with four samples per shard."""
+    pack(["--source", str(source), "--output", str(output), "--samples-per-shard", "4", "--jobs", "0", *options])

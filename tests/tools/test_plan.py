@@ -13,8 +13,8 @@ from lightning_modules.base import Task
 from maetok import SiT
 from maetok.networks import TransformerSize
 from maetok.training.sharding import divided_dimension, placement
-from tests.lightning_modules.test_tokenizer_training import fit, task
 from tests.support.helpers import EXPERIMENTS, TINY, run_subprocess
+from tests.support.tokenizer_training import fit, task
 from tools.plan.__main__ import (
     gathered_bytes,
     main,

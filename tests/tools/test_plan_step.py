@@ -12,8 +12,8 @@ from lightning_modules import LatentDiffusion
 from lightning_modules.base import Task
 from maetok import SiT, Tokenizer
 from maetok.networks import MaskRatio, PlainBottleneck, TransformerSize
-from tests.lightning_modules.test_tokenizer_training import SIZE, task
 from tests.support.diffusion import diffusion
+from tests.support.tokenizer_training import SIZE, task
 from tools.plan.step import StepCost, fake_step, measure_step, run_step
 
 WIDTH, DEPTH, HEADS, TOKENS, CHANNELS, BATCH = 64, 3, 4, 32, 8, 6
