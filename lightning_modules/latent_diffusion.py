@@ -30,7 +30,7 @@ from maetok.runtime.pretrained import UnregisteredModule
 from maetok.runtime.weights import weights_hash
 from maetok.training.ema import EMA
 
-VALIDATION_SEED = 0  # every run validates with the same noise
+VALIDATION_SEED = 0  # the same noise in every run
 
 
 class LatentDiffusion(Task):
@@ -38,31 +38,31 @@ class LatentDiffusion(Task):
 
     Args:
         denoiser: the network to train.
-        tokenizer: encodes images and decodes samples; ``maetok.Tokenizer.from_pretrained`` as its class_path loads a
-            published one. It is not part of checkpoints.
-        optimization: optimisation of the denoiser; needed for ``fit`` only.
-        init_from: checkpoint or run directory with the tokenizer's weights; null if it brings them.
+        tokenizer: encodes images and decodes samples; the class_path ``maetok.Tokenizer.from_pretrained`` loads a
+            published one. Checkpoints do not contain it.
+        optimization: optimisation of the denoiser; only ``fit`` needs it.
+        init_from: checkpoint or run directory with the tokenizer's weights; null if the tokenizer has them already.
         denoiser_from: checkpoint or run directory with the weights of the denoiser and the statistics of its latents,
             to sample from; null for a published denoiser, or to train from the beginning.
-        statistics_from: published folder or hub id with the statistics of a published denoiser's latents: that of an
-            exported SiT, for a released one that of its tokenizer. They are kept when it is trained on.
+        statistics_from: published folder or hub id with the statistics of a published denoiser's latents: the folder of
+            an exported SiT, or of the tokenizer of a released SiT. Further training keeps them.
         objective: path, times and loss; linear path, uniform times and squared error if not given.
         sampling: settings for pictures, metrics and ``predict``.
-        guide_from: checkpoint of an earlier run of the denoiser, or of ``guide``, that guides instead of the null label
-            (autoguidance); null for classifier-free guidance.
-        guide: a smaller denoiser for ``guide_from``, or a published one; null for one like ``denoiser``.
-        label_dropout: probability of replacing a label by the null label.
+        guide_from: checkpoint of an earlier run of the denoiser, or of ``guide``, that guides instead of the null
+            condition (autoguidance); null for classifier-free guidance.
+        guide: a smaller denoiser for ``guide_from``, or a published one; null for a copy of ``denoiser``.
+        label_dropout: probability of replacing a condition by the null condition.
         ema_decays: decays of moving averages of the denoiser; validation and samples use the first.
         validation_bins: number of time bins of the validation loss.
-        statistics_samples: training samples from which the latents' mean and standard deviation are taken when
-            training on images; a cache brings its own.
-        activation_checkpointing: recompute block activations in the backward pass to save memory.
-        compile: compile transformer blocks.
+        statistics_samples: number of training samples that give the mean and standard deviation of the latents when
+            training on images; a cache has its own.
+        activation_checkpointing: recompute the activations of blocks in the backward pass to save memory.
+        compile: compile blocks.
         accumulate_grad_batches: micro-batches per optimizer step.
         seed: seed of times, noise and label dropout; ``seed_everything`` if not given.
 
     Raises:
-        ValueError: if tokenizer and denoiser do not fit, or a number is out of range.
+        ValueError: if tokenizer and denoiser do not fit, or an argument is out of range.
     """
 
     trains: ClassVar = {"denoiser": DENOISER}
@@ -118,14 +118,14 @@ class LatentDiffusion(Task):
 
     @cached_property
     def tokenizer_hash(self) -> str:
-        """Hash of what the latents depend on; a cache of another tokenizer has another."""
+        """A hash that distinguishes caches of this tokenizer from others."""
         return self.tokenizer.network.latents_hash()  # type: ignore[operator]
 
     def setup(self, stage: str) -> None:
-        """Check that data and networks fit, and that there is something to sample from.
+        """Check that data and networks fit, and that there are weights to sample from.
 
         Raises:
-            ValueError: if they do not, or weights are missing.
+            ValueError: if they do not fit, or weights are missing.
         """
         super().setup(stage)
         self.check_image_size(self.tokenizer.network.image_size)  # type: ignore[arg-type]
@@ -134,13 +134,13 @@ class LatentDiffusion(Task):
             check_published(self.denoiser, self.statistics_from)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to sample from a checkpoint that the record of the samples would not name."""
+        """Refuse ``--ckpt_path`` for sampling: the record of the samples would not name that checkpoint."""
         super().on_load_checkpoint(checkpoint)
         if self.trainer.state.fn == "predict":
-            raise ValueError("predict takes no --ckpt_path: name the checkpoint in model.init_args.denoiser_from.path")
+            raise ValueError("predict takes no --ckpt_path: set model.init_args.denoiser_from.path to the checkpoint")
 
     def configure_model(self) -> None:
-        """Apply the switches to the denoiser, trained and (compilation) averaged, and shard both."""
+        """Apply activation checkpointing and compilation, and shard. The averaged denoiser is compiled too."""
         if self.activation_checkpointing:
             self.denoiser.set_activation_checkpointing(True)
         for network in (self.denoiser, self.averaged_denoiser) if self.compile_blocks else ():
@@ -148,14 +148,14 @@ class LatentDiffusion(Task):
         self.shard_for_training(self.denoiser)
 
     def configure_optimizers(self) -> tuple[list[Any], list[Any]]:
-        """One optimizer, of the denoiser; raises ValueError if it is not configured."""
+        """Return the optimizer of the denoiser; raise ValueError if it is not configured."""
         if self.optimization is None:
             raise ValueError("model.init_args.optimization is missing: set it to train the denoiser")
         optimizer, schedule = self.optimization.build(self.denoiser, self.trainer.max_steps)
         return [optimizer], [schedule]
 
     def on_train_start(self) -> None:
-        """Take the latents' statistics, unless a checkpoint or a published model has brought them."""
+        """Set the statistics of the latents, unless a checkpoint or a published model has set them."""
         super().on_train_start()
         if self.checkpoint_step or self.statistics_from is not None:
             return
@@ -164,7 +164,7 @@ class LatentDiffusion(Task):
         self.normalizer.set_statistics(torch.as_tensor(mean).float(), torch.as_tensor(std).float())
 
     def raw_latents(self, batch: dict[str, Tensor]) -> Tensor:
-        """Latents (B, L, C) of a batch of latents or of images."""
+        """Return latents (B, L, C) of a batch of latents or of images."""
         return batch["latents"] if "latents" in batch else self.encode(batch["images"])
 
     def valid_condition(self, batch: dict[str, Tensor]) -> Any:
@@ -172,13 +172,13 @@ class LatentDiffusion(Task):
         return tree_map_only(Tensor, lambda value: value[batch["valid"]], self.denoiser.condition_of(batch))
 
     def training_noise(self, latents: Tensor) -> Tensor:
-        """Noise (B, L, C); each sample of a run has its own, whatever the number of processes."""
+        """Return noise (B, L, C). It differs for every sample of a run, and no number of processes changes it."""
         first = (self.global_step * self.accumulate_grad_batches + self.micro_step) * len(latents)
         rows = torch.arange(first, first + len(latents), device=self.device)
         return index_noise(self.seed, rows * self.trainer.world_size + self.global_rank, shape=latents.shape[1:])
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """One micro-batch."""
+        """Train on one micro-batch."""
         rng = np.random.default_rng(self.begin_micro_step())
         latents = self.normalizer.normalize(self.raw_latents(batch))
         uniform = self.uniform(rng, len(latents), 2)
@@ -200,12 +200,12 @@ class LatentDiffusion(Task):
         self.log_scalars(scalars)
 
     def on_validation_epoch_start(self) -> None:
-        """Begin to sum up losses by time bin."""
+        """Reset the sums of losses by time bin."""
         self.bin_sums = torch.zeros(2, self.validation_bins, dtype=torch.float64, device="cpu")
 
     @torch.no_grad()
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Squared velocity error of each sample at the middle of one time bin, the same bin and noise in every run."""
+        """Sum the squared velocity errors. Each sample has one time bin and one noise, the same in every run."""
         valid = batch["valid"]
         latents, indices = self.normalizer.normalize(self.raw_latents(batch))[valid], batch["indices"][valid]
         if len(latents) == 0:
@@ -237,7 +237,7 @@ class LatentDiffusion(Task):
         return to_uint8(images).permute(0, 2, 3, 1)
 
     def sampling_identity(self) -> dict[str, Any]:
-        """What samples depend on beside their labels, for the record."""
+        """Return what samples depend on besides their conditions, for the record."""
         networks = [self.averaged_denoiser, self.normalizer, self.tokenizer.network]
         networks += [self.guide.network] if self.guide is not None else []
         return {
@@ -257,17 +257,17 @@ class LatentDiffusion(Task):
         return network
 
     def frozen_tokenizer(self) -> LatentTokenizer:
-        """The tokenizer, on the device of this task."""
+        """Return the tokenizer on the device of this task."""
         return self.tokenizer.on(self.device)  # type: ignore[return-value]
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Raw latents (B, L, C) of images (B, 3, H, W) in [-1, 1]."""
+        """Encode images (B, 3, H, W) in [-1, 1] as raw latents (B, L, C)."""
         return self.frozen_tokenizer().encode(images)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, 3, H, W), about [-1, 1], of raw latents (B, L, C)."""
+        """Decode raw latents (B, L, C) to images (B, 3, H, W), about [-1, 1]."""
         return self.frozen_tokenizer().decode(latents)
 
     @torch.no_grad()

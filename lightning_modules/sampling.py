@@ -1,4 +1,4 @@
-"""Settings of sampling: how images are made, and by which weights."""
+"""Settings of sampling, and the weights that samples come from."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -16,13 +16,13 @@ from maetok.runtime.weights import on_meta_device
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are made.
+    """Settings of sampling.
 
     Args:
         solver: integrates from noise to data; Euler with 250 steps if not given.
-        guidance_scale: 1 for no guidance.
-        guidance_interval: (low, high) in which guidance is active; t = 0 is data.
-        seed: with the index of a sample it decides its noise.
+        guidance_scale: at least 1; 1 disables guidance.
+        guidance_interval: (low, high), the times at which guidance is active; t = 0 is data.
+        seed: seed and index of a sample decide its noise.
     """
 
     solver: Solver | None = None
@@ -32,11 +32,11 @@ class Sampling:
 
     @property
     def solver_or_default(self) -> Solver:
-        """The solver, which is Euler if none is given."""
+        """The solver, or Euler if none is given."""
         return self.solver if self.solver is not None else Euler()
 
     def identity(self) -> dict[str, Any]:
-        """The settings as JSON can hold them."""
+        """Return the settings as values that JSON can hold."""
         numbers = {name: value for name, value in vars(self.solver_or_default).items() if np.isscalar(value)}
         return {
             "solver": {"name": type(self.solver_or_default).__name__, **numbers},
@@ -48,20 +48,20 @@ class Sampling:
 
 @dataclass(frozen=True)
 class DenoiserFrom(InitFrom):
-    """Weights of a denoiser from a run of ``LatentDiffusion``; those of its first moving average by default."""
+    """Weights of a denoiser from a run of ``LatentDiffusion``, by default of its first moving average."""
 
     KEY: ClassVar[str] = "denoiser_from"
 
     prefix: str = "emas.0.network."
 
     def located(self) -> Self:
-        """The same with the checkpoint file itself as path, whatever the run writes from now on."""
+        """Return a copy whose path is the checkpoint file itself, so that later checkpoints of the run do not count."""
         return replace(self, path=str(self.locate()))
 
     def loaded_copy(self, denoiser: Denoiser) -> Denoiser:
-        """A denoiser of the same architecture with these weights."""
+        """Return a denoiser of the same architecture with these weights."""
         other = copy.deepcopy(denoiser)
-        if on_meta_device(other):  # the denoiser will be sharded, but not this one
+        if on_meta_device(other):  # sharding will fill the denoiser, but not this copy
             other.to_empty(device="cpu")
         self.load(other)
         return other
@@ -70,11 +70,11 @@ class DenoiserFrom(InitFrom):
 def guiding_network(
     denoiser: Denoiser, guide: Denoiser | None, guide_from: DenoiserFrom | None
 ) -> UnregisteredModule | None:
-    """The denoiser of autoguidance, like ``denoiser`` or given; None if there is none.
+    """Return the guide of autoguidance: ``guide``, or a copy of ``denoiser``, with its weights; None without guide.
 
     Raises:
-        FileNotFoundError: if there is no such checkpoint.
-        ValueError: if weights are missing, or it is one of other latents or classes.
+        FileNotFoundError: if the checkpoint does not exist.
+        ValueError: if weights are missing, or the guide has other latents or classes.
     """
     if guide is None and guide_from is None:
         return None
@@ -83,10 +83,10 @@ def guiding_network(
     if sizes[0] != sizes[1]:
         raise ValueError(
             f"model.init_args.guide has (latent_tokens, latent_channels, num_classes) = {sizes[1]}, but the denoiser "
-            f"{sizes[0]}: a guide is of the same data"
+            f"{sizes[0]}: give a guide that was trained on the same data"
         )
     if guide_from is None and not getattr(network, "published_config", None):
-        raise ValueError("model.init_args.guide was not trained: set model.init_args.guide_from")
+        raise ValueError("model.init_args.guide has no trained weights: set model.init_args.guide_from")
     return UnregisteredModule(network if guide_from is None else guide_from.loaded_copy(network))
 
 
@@ -100,7 +100,7 @@ def check_guidance(denoiser: Denoiser, scale: float, guided: bool) -> None:
 
 
 def check_sizes(tokenizer: LatentTokenizer, denoiser: Denoiser) -> None:
-    """Raise ValueError unless the denoiser's latents are those of the tokenizer."""
+    """Raise ValueError unless denoiser and tokenizer agree on the size of latents."""
     own = denoiser.latent_tokens, denoiser.latent_channels
     theirs = tokenizer.latent_tokens, tokenizer.latent_channels
     if own != theirs:
@@ -111,11 +111,11 @@ def check_sizes(tokenizer: LatentTokenizer, denoiser: Denoiser) -> None:
 
 
 def check_published(denoiser: Denoiser, statistics_from: str | None) -> None:
-    """Warn of a denoiser without weights to sample from; raise ValueError for a published one without statistics."""
+    """Warn of a denoiser without trained weights; raise ValueError for a published one without statistics."""
     if not getattr(denoiser, "published_config", None):
-        rank_zero_warn("sampling from a denoiser that was not trained: set model.init_args.denoiser_from")
+        rank_zero_warn("sampling from a denoiser without trained weights: set model.init_args.denoiser_from")
     elif statistics_from is None:
         raise ValueError(
-            "model.init_args.statistics_from is missing: the weights of a published denoiser bring no statistics of "
-            "its latents; give the folder of the exported SiT, for a released one that of its tokenizer"
+            "model.init_args.statistics_from is missing: the weights of a published denoiser contain no statistics of "
+            "its latents; give the folder of the exported SiT, or for a released SiT the folder of its tokenizer"
         )

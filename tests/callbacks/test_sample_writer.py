@@ -21,7 +21,7 @@ from tests.conftest import DATA
 from tests.support.diffusion import CLASSES, diffusion, trainer
 from tests.support.helpers import run_subprocess
 
-pytestmark = pytest.mark.filterwarnings("ignore:sampling from a denoiser that was not trained")
+pytestmark = pytest.mark.filterwarnings("ignore:sampling from a denoiser without trained weights")
 COUNT, BLOCK = 14, 6
 COSINE = {"objective": FlowObjective(CosineInterpolant())}  # which stochastic solvers need to know
 
@@ -215,7 +215,7 @@ def test_a_published_denoiser_needs_the_statistics_of_its_latents(tmp_path: Path
     write_statistics(folder, task.normalizer.mean, task.normalizer.std)
     write(tmp_path / "expected", task=task)
     with pytest.raises(
-        ValueError, match=r"model\.init_args\.statistics_from is missing: .* of the exported SiT, for a"
+        ValueError, match=r"model\.init_args\.statistics_from is missing: .* of the exported SiT, or for a"
     ):
         write(tmp_path / "samples", task=model(denoiser=SiT.from_pretrained(folder)))
     published = model(denoiser=SiT.from_pretrained(folder), statistics_from=str(folder))

@@ -356,7 +356,7 @@ def test_guidance_without_labels_needs_a_guide(tmp_path: Path) -> None:
 def test_guides_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"guide has .* = \(3, 4, 7\), but the denoiser \(3, 4, 10\)"):
         diffusion(guide=denoiser(num_classes=7))
-    with pytest.raises(ValueError, match=r"model\.init_args\.guide was not trained: set model\.init_args\.guide_from"):
+    with pytest.raises(ValueError, match=r"\.guide has no trained weights: set model\.init_args\.guide_from"):
         diffusion(guide=denoiser())
 
 

@@ -1,9 +1,9 @@
-"""Bytes of training state per process: parameters, gradients, optimizer, moving averages; whole, or sharded by FSDP2.
+"""Bytes of training state per process: parameters, gradients, optimizer and moving averages, replicated or sharded.
 
     expected_bytes([Trained("denoiser", denoiser, AdamW, averages=1)], world_size=2, strategy="fsdp").total
 
-The numbers are those of tensors that are made without memory (fake tensors), and the optimizer's are what it holds
-after a step on them, so there is no formula for any optimizer.
+The numbers come from tensors without memory (fake tensors). The optimizer's number is the size of its state after a
+step on them, so no optimizer needs a formula.
 """
 
 import math
@@ -24,7 +24,7 @@ from maetok.training.ema import frozen_modules
 from maetok.training.sharding import divided_dimension
 
 Strategy = Literal["ddp", "fsdp", "hsdp"]
-"""Every network on every process; trained networks sharded over all processes; sharded within each node."""
+"""Replicate all networks; shard trained networks over all processes; shard them within each node."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Trained:
 
     Args:
         name: for tables.
-        network: what of it requires gradients is trained; all of it is sharded, buffers excepted.
-        optimizer: makes its optimizer from a list of parameters.
-        averages: number of moving averages of it.
+        network: parameters that require gradients are trained; all parameters are sharded, buffers are not.
+        optimizer: builds its optimizer from a list of parameters.
+        averages: number of its moving averages.
         sharded: whether ``fsdp`` and ``hsdp`` shard it; discriminators are replicated.
     """
 
@@ -57,7 +57,7 @@ class StateBytes:
 
     @property
     def total(self) -> int:
-        """All together."""
+        """The sum of all kinds."""
         return sum(getattr(self, field.name) for field in fields(self))
 
     def __add__(self, other: "StateBytes") -> "StateBytes":
@@ -65,7 +65,7 @@ class StateBytes:
 
 
 def trained_networks(task: Task) -> list[Trained]:
-    """What a task trains.
+    """Return the networks that a task trains.
 
     Raises:
         ValueError: if it trains nothing.
@@ -78,20 +78,20 @@ def trained_networks(task: Task) -> list[Trained]:
         return found
     if isinstance(task, LatentDiffusion) and task.optimization is not None:
         return [Trained("denoiser", task.denoiser, task.optimization.optimizer, averages=len(task.emas))]
-    raise ValueError(f"{type(task).__name__} trains nothing that could be planned; give the config of a `fit`")
+    raise ValueError(f"{type(task).__name__} trains nothing that could be planned: give the config of a `fit`")
 
 
 def expected_bytes(
     networks: Sequence[Trained], world_size: int, strategy: Strategy, nodes: int = 1, rank: int = 0
 ) -> StateBytes:
-    """Bytes of training state that one process holds between backward pass and optimizer step.
+    """Return the bytes of training state that one process holds between backward pass and optimizer step.
 
     Args:
-        networks: what is trained.
+        networks: the trained networks.
         world_size: number of processes.
-        strategy: how networks are laid out.
-        nodes: number of nodes, which only ``hsdp`` asks.
-        rank: which process; the first has the largest shards.
+        strategy: how networks are distributed.
+        nodes: number of nodes; only ``hsdp`` uses it.
+        rank: rank of the process; the first has the largest shards.
 
     Raises:
         ValueError: if ``world_size`` is not divisible by ``nodes``.
@@ -106,7 +106,7 @@ def expected_bytes(
 
 
 def network_bytes(trained: Trained, shards: int, rank: int) -> StateBytes:
-    """Bytes of one network, its parameters divided into ``shards`` as training divides them."""
+    """Return the bytes of one network, with its parameters divided into ``shards`` as in training."""
     parameters = list(trained.network.parameters())
     buffers = sum(size_of(buffer) for buffer in trained.network.buffers())
     frozen = list(frozen_modules(trained.network))  # a moving average shares them
@@ -132,7 +132,7 @@ def network_bytes(trained: Trained, shards: int, rank: int) -> StateBytes:
 
 
 def shard_of(parameter: Tensor, shards: int, rank: int) -> Tensor:
-    """An empty tensor with the shape that FSDP2 leaves of a parameter on process ``rank % shards``."""
+    """Return an empty tensor with the shape of the shard of a parameter on process ``rank % shards``."""
     shape = list(parameter.shape)
     if shards > 1:
         dimension = divided_dimension(shape, shards)
@@ -142,5 +142,5 @@ def shard_of(parameter: Tensor, shards: int, rank: int) -> Tensor:
 
 
 def size_of(tensor: Tensor) -> int:
-    """Bytes of the elements of a tensor."""
+    """Return the bytes of the elements of a tensor."""
     return tensor.numel() * tensor.element_size()
