@@ -201,7 +201,7 @@ def test_a_denoiser_that_was_trained_anew_is_another_one(tmp_path: Path) -> None
     torch.nn.init.ones_(trained.averaged_denoiser.final_layer.linear.bias)
     with pytest.raises(FileExistsError, match="another checkpoint"):
         write(tmp_path / "samples", task=save(trained))
-    with pytest.raises(ValueError, match=r"name the checkpoint in model\.init_args\.denoiser_from\.path"):
+    with pytest.raises(ValueError, match=r"set model\.init_args\.denoiser_from\.path to the"):
         trainer(tmp_path, 1, SampleWriter(str(tmp_path / "new"))).predict(model(), labels(), ckpt_path=path)
     assert not list((tmp_path / "new" / "blocks").iterdir())
     write(tmp_path / "new")  # nothing was noted
