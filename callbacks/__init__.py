@@ -20,6 +20,7 @@ from callbacks.resilience.non_finite_guard import NonFiniteGuard
 from callbacks.resilience.requeue import Requeue
 from callbacks.writers.latents import LatentWriter
 from callbacks.writers.samples import SampleWriter
+from maetok.runtime.renamed import MovedCommands
 
 __all__ = [
     "ContinuedCurve",
@@ -43,3 +44,5 @@ __all__ = [
     "StepProgressBar",
     "Throughput",
 ]
+
+MovedCommands({"callbacks.compare_runs": "tools.compare_runs"}).register()

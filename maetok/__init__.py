@@ -16,6 +16,8 @@ Folders are local, or hub ids (owner/name); ``python -m maetok.hub export`` make
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from maetok.runtime.renamed import MovedCommands, renamed
+
 if TYPE_CHECKING:
     from maetok.flow.sampling import sample
     from maetok.networks.denoiser.lightning_dit import LightningDiT
@@ -28,6 +30,8 @@ __all__ = ["LightningDiT", "SiT", "Tokenizer", "published_latent_moments", "samp
 HOMES = {"published_latent_moments": "maetok.networks.folder", "sample": "maetok.flow.sampling"}
 """Modules of the public names that are not networks."""
 
+MovedCommands({"maetok.consolidate": "maetok.checkpoints.consolidate"}).register()
+
 OLD_NAMES = {"latent_statistics": "maetok.networks.folder.published_latent_moments"}
 
 
@@ -35,6 +39,4 @@ def __getattr__(name: str) -> Any:
     """Import torch and timm on first use only, so that the help of the command line stays fast."""
     if name in __all__:
         return getattr(import_module(HOMES.get(name, "maetok.networks")), name)
-    from maetok.runtime.renamed import renamed
-
     return renamed("maetok", OLD_NAMES)(name)

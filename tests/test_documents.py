@@ -77,5 +77,13 @@ def test_answers_name_functions_that_the_files_define(document: str) -> None:
                 assert part in known, f"{document}: {word} is in no file of its row: {row}"
 
 
+def test_the_changelog_sends_to_modules_that_exist() -> None:
+    section = (ROOT / "CHANGELOG.md").read_text().partition("### Moved commands")[2].partition("### Renamed")[0]
+    rows = [line.split(" | ")[1] for line in section.splitlines() if line.startswith("| `")]
+    modules = [module for row in rows for code in CODE.findall(row) for module in braces(code)]
+    assert len(modules) > 70
+    assert not [module for module in modules if find_spec(module) is None]
+
+
 def test_readme_is_one_page() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 130
