@@ -1,4 +1,4 @@
-"""Shared by stage 1 (tokenizer) and stage 2 (its pixel decoder): reconstruction and adversarial training."""
+"""The base of stage 1 (tokenizer) and stage 2 (its pixel decoder): reconstruction and adversarial training."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -17,15 +17,15 @@ from maetok.networks.layers.patches import grid_of
 from maetok.training.ema import EMA
 
 Terms = dict[str, tuple[float, Tensor]]
-"""Losses by name: weight, and the scalar before weighting."""
+"""Losses by name: the weight, and the scalar before weighting."""
 
 
 class AutoencoderTask(Task):
-    """Trains an autoencoder on pixels, and against a discriminator from some step on.
+    """Trains an autoencoder on pixels, and from a given step on against a discriminator.
 
     Args:
-        model: the autoencoder; what of it requires gradients is trained.
-        autoencoder_optimization: its optimisation.
+        model: the autoencoder; its parameters that require gradients are trained.
+        autoencoder_optimization: optimisation of the autoencoder.
         objective: pixel, perceptual and adversarial losses.
         discriminator: builder of the discriminator; called only if the adversarial weight is positive.
         discriminator_optimization: optimisation of the discriminator.
@@ -72,11 +72,11 @@ class AutoencoderTask(Task):
 
     @abstractmethod
     def mask_ratios(self, uniform: Tensor) -> Tensor | None:
-        """Share of masked patches (B,) of each image from uniform numbers (B,) in [0, 1); None for no mask."""
+        """Return the share of masked patches (B,) per image from uniform numbers (B,) in [0, 1); None for no mask."""
 
     @abstractmethod
     def reconstruct_masked(self, images: Tensor, mask: Tensor | None) -> tuple[Tensor, Terms]:
-        """Training forward pass: reconstructions (B, 3, H, W) with graph, and losses beside those of the pixels."""
+        """Run the training forward pass: return reconstructions (B, 3, H, W) with graph, and further losses."""
 
     def configure_model(self) -> None:
         """Apply the compile and activation-checkpointing switches to the trained networks, and shard them."""
@@ -87,25 +87,25 @@ class AutoencoderTask(Task):
         self.shard_for_training(self.model)
 
     def setup(self, stage: str) -> None:
-        """Check that data and tokenizer agree on the image size, which both configs state."""
+        """Check that data and tokenizer agree on the image size."""
         super().setup(stage)
         self.check_image_size(self.model.tokenizer.image_size)
 
     def configure_optimizers(self) -> tuple[list[Any], list[Any]]:
-        """The autoencoder's optimizer first, then the discriminator's if there is one."""
+        """Build the autoencoder's optimizer, then the discriminator's if there is one."""
         pairs = [self.autoencoder_optimization.build(self.model, self.trainer.max_steps)]
         if self.discriminator is not None and self.discriminator_optimization is not None:
-            self.discriminator.requires_grad_(True)  # which an earlier training may have left off
+            self.discriminator.requires_grad_(True)  # an earlier training may have turned it off
             steps = self.trainer.max_steps
-            if steps > 0:  # or there is no end
+            if steps > 0:  # otherwise training has no end
                 steps = max(1, steps - self.objective.discriminator_start)
             pairs.append(self.discriminator_optimization.build(self.discriminator, steps))
         return [optimizer for optimizer, _ in pairs], [schedule for _, schedule in pairs]
 
     def draw_mask(self, images: Tensor, rng: np.random.Generator) -> Tensor | None:
-        """A random mask (B, N) for these images, or None when masking is off.
+        """Draw a random mask (B, N) for these images; None if masking is off.
 
-        It is made on the host, where the number of visible patches can be read without waiting for an accelerator.
+        The mask is on the host, where reading the number of visible patches does not wait for an accelerator.
         """
         rows, columns = grid_of(images, self.model.tokenizer.patch_size)
         uniform = self.uniform_on_host(rng, len(images), 1 + rows * columns)
@@ -114,12 +114,12 @@ class AutoencoderTask(Task):
 
     @property
     def discriminator_is_active(self) -> bool:
-        """Whether the discriminator takes part in the next step."""
+        """Return whether the discriminator takes part in the next step."""
         return self.discriminator is not None and self.objective.discriminator_active(self.global_step)
 
     @property
     def step_kind(self) -> str:
-        """Name the kind of the next step: it costs more once the discriminator is active."""
+        """Return the kind of the next step, which costs more once the discriminator is active."""
         return "with discriminator" if self.discriminator_is_active else "without discriminator"
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -138,7 +138,7 @@ class AutoencoderTask(Task):
     def autoencoder_step(
         self, images: Tensor, mask: Tensor | None, augmentation: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Forward and backward of the trained networks; on the last micro-batch also their optimizer and EMA step.
+        """Run forward and backward of the trained networks; on the last micro-batch also the optimizer and EMA step.
 
         Returns:
             Detached reconstructions (B, 3, H, W) and the scalars to log.
@@ -147,7 +147,7 @@ class AutoencoderTask(Task):
         if self.discriminator is not None:
             self.discriminator.requires_grad_(False)
         reconstructions, auxiliary_losses = self.reconstruct_masked(images, mask)
-        with self.local_gradients():  # the adaptive weight asks for gradients of one layer
+        with self.local_gradients():  # the adaptive weight computes gradients of one layer
             loss, terms = self.objective.autoencoder(
                 reconstructions,
                 images,
@@ -172,7 +172,7 @@ class AutoencoderTask(Task):
     def discriminator_step(
         self, images: Tensor, reconstructions: Tensor, augmentation: Tensor
     ) -> dict[str, Tensor | float]:
-        """Forward, backward and, on the last micro-batch, the optimizer step of the discriminator."""
+        """Run forward, backward and, on the last micro-batch, the optimizer step of the discriminator."""
         assert self.discriminator is not None
         assert self.discriminator_optimization is not None
         self.discriminator.requires_grad_(True)
@@ -187,37 +187,37 @@ class AutoencoderTask(Task):
         return scalars
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Nothing here: callbacks measure what ``encode``, ``reconstruct`` and ``views`` give."""
+        """Do nothing: callbacks measure with ``encode``, ``reconstruct`` and ``views``."""
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """As in validation, callbacks do the measuring."""
+        """Do nothing, as in validation."""
 
     @property
     def averaged_model(self) -> MaskedAutoencoder:
-        """The moving average of the trained networks."""
+        """Return the moving average of the trained networks."""
         network = self.ema.network
         assert isinstance(network, MaskedAutoencoder)
         return network
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Latents (B, L, C) of unmasked images by the averaged tokenizer."""
+        """Encode unmasked images with the averaged tokenizer to latents (B, L, C)."""
         return self.averaged_model.tokenizer.encode(images)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, 3, H, W) of raw latents (B, L, C) by the averaged tokenizer."""
+        """Decode raw latents (B, L, C) with the averaged tokenizer to images (B, 3, H, W)."""
         return self.averaged_model.tokenizer.decode(latents)
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Reconstructions (B, 3, H, W) of unmasked images by the averaged tokenizer."""
+        """Reconstruct unmasked images (B, 3, H, W) with the averaged tokenizer."""
         tokenizer = self.averaged_model.tokenizer
         return tokenizer.decode(tokenizer.encode(images), (images.shape[2], images.shape[3]))
 
     @torch.no_grad()
     def views(self, images: Tensor) -> dict[str, Tensor]:
-        """Input and reconstruction; while images are masked, also the masked input and what is made of it."""
+        """Return input and reconstruction; while masking is on, also the masked input and its reconstruction."""
         model, patch_size = self.averaged_model, self.model.tokenizer.patch_size
         grid = grid_of(images, patch_size)
         pictures = {"input": images, "reconstruction": self.reconstruct(images)}
@@ -235,5 +235,5 @@ class AutoencoderTask(Task):
         return pictures | self.target_views(images, output.predictions)
 
     def target_views(self, images: Tensor, predictions: dict[str, Tensor]) -> dict[str, Tensor]:
-        """More picture columns, of what else the model predicts."""
+        """Return further picture columns for other predictions of the model."""
         return {}

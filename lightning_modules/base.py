@@ -1,4 +1,4 @@
-"""What all tasks share: how networks are optimised, random numbers that do not depend on the number of processes."""
+"""The base of all tasks: optimizer steps, checkpoints, and random numbers independent of the number of processes."""
 
 import os
 import warnings
@@ -34,15 +34,15 @@ from maetok.training.step_guard import StepGuard
 
 
 class Task(LightningModule):
-    """Base of all tasks; callbacks call ``encode``, ``decode``, ``reconstruct``, ``views`` and ``sample`` only.
+    """Base of all tasks. Callbacks call only ``encode``, ``decode``, ``reconstruct``, ``views`` and ``sample``.
 
-    Callbacks call them outside autocast, so whatever the training precision, what they measure is float32.
+    They call them outside autocast, so callbacks measure in float32 whatever the training precision.
 
-    One step is one step of the first optimizer: ``trainer.max_steps``, schedules, checkpoints and the axis of all
-    logs count these, whatever other optimizers and micro-batches there are. A step that the guard skips because loss or
-    gradient is not finite counts as well: schedules, noise, masks and the data order are functions of the step and go
-    on, weights and optimizer state stay, and the moving average takes the same weights once more. So skipped steps
-    neither delay the end of a run nor disturb its continuation.
+    A step is a step of the first optimizer. ``trainer.max_steps``, schedules, checkpoints and the axis of all logs
+    count these steps, regardless of other optimizers and micro-batches. A step that the guard skips, because loss or
+    gradient is not finite, counts too: schedules, noise, masks and the data order are functions of the step and
+    continue, weights and optimizer state do not change, and the moving average takes the same weights again. So skipped
+    steps neither delay the end of a run nor disturb its continuation.
 
     Args:
         accumulate_grad_batches: micro-batches per optimizer step.
@@ -53,7 +53,7 @@ class Task(LightningModule):
     """
 
     trains: ClassVar[dict[str, NetworkRecord]] = {}
-    """Networks that the task trains, by the name of the argument, and where their weights are in its state dict."""
+    """Networks that the task trains, by argument name, with the places of their weights in its state dict."""
 
     def __init__(self, accumulate_grad_batches: int = 1, seed: int | None = None) -> None:
         super().__init__()
@@ -68,27 +68,27 @@ class Task(LightningModule):
         self.checkpoint_step = 0  # step of the checkpoint that was loaded, for subcommands that do not train
 
     def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> raw latents (B, L, C)."""
+        """Encode images (B, 3, H, W) in [-1, 1] -> raw latents (B, L, C)."""
         raise NotImplementedError
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Raw latents (B, L, C) -> images (B, 3, H, W) at the training resolution, about [-1, 1]."""
+        """Decode raw latents (B, L, C) -> images (B, 3, H, W) at the training resolution, about [-1, 1]."""
         raise NotImplementedError
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> reconstructions of the same shape."""
+        """Reconstruct images (B, 3, H, W) in [-1, 1]; the result has the same shape."""
         raise NotImplementedError
 
     def sample(self, condition: Any, indices: Tensor, guidance_scale: float | None = None) -> Tensor:
-        """Labels (n,) and numbers of the samples (n,) -> images (n, 3, H, W) in [-1, 1]; diffusion only."""
+        """Sample images (n, 3, H, W) in [-1, 1] from a condition and sample indices (n,); diffusion only."""
         raise NotImplementedError
 
     def views(self, images: Tensor) -> dict[str, Tensor]:
-        """Named picture columns (B, 3, h, w) in [-1, 1] that show what the task does with these images."""
+        """Return named picture columns (B, 3, h, w) in [-1, 1] that show what the task does with these images."""
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
-        """Refuse precisions that training is wrong in, and warn of one that this machine can only emulate.
+        """Refuse precisions that break training, and warn of a precision that this machine can only emulate.
 
         Raises:
             ValueError: for 16-mixed, whose loss scaling two optimizers do not share, and for bfloat16 weights, whose
@@ -109,14 +109,14 @@ class Task(LightningModule):
             )
 
     def configure_model(self) -> None:
-        """Nothing; tasks that train shard what they train here. Strategies that shard insist on this method."""
+        """Do nothing; training tasks shard their networks here. Sharding strategies require this method."""
 
     def shard_for_training(self, network: nn.Module) -> None:
-        """Under a strategy that shards, divide the trained network and its averages among the processes.
+        """Shard the trained network and its averages, under a strategy that shards.
 
-        What else there is, a discriminator or frozen networks, stays whole on every process, as everything does in
-        other subcommands than ``fit``. It comes from the first process as well: where the trained network was built on
-        the meta device, random numbers have gone another way.
+        Everything else, such as a discriminator or frozen networks, stays whole on every process, and subcommands other
+        than ``fit`` shard nothing. It also comes from the first process: where the trained network was built on the
+        meta device, random initialisation differs.
         """
         if self.device_mesh is None or self.trainer.state.fn != "fit" or is_sharded(network):
             return
@@ -129,16 +129,16 @@ class Task(LightningModule):
 
     @property
     def averages(self) -> list[EMA]:
-        """All moving averages that this task has."""
+        """Return all moving averages of this task."""
         return [module for module in self.modules() if isinstance(module, EMA)]
 
     def on_validation_start(self) -> None:
-        """Gather sharded averages, so that in evaluation each process can run them when and as often as it likes."""
+        """Gather sharded averages, so that each process can run them independently in evaluation."""
         for average in self.averages:
             gather(average)
 
     def on_validation_end(self) -> None:
-        """Free what was gathered."""
+        """Free the gathered weights."""
         for average in self.averages:
             reshard(average)
 
@@ -146,18 +146,18 @@ class Task(LightningModule):
     on_predict_start, on_predict_end = on_validation_start, on_validation_end
 
     def on_predict_epoch_start(self) -> None:
-        """Make networks faster while they predict; what comes out stays the same but for rounding."""
+        """Make networks faster for prediction; results change only by rounding."""
         bfloat16 = self.trainer.precision == "bf16-mixed"
         self.undo_preparation = [prepare_for_inference(it, bfloat16) for it in (self, *frozen_networks(self))]
 
     def on_predict_epoch_end(self) -> None:
-        """Give the networks their weights back."""
+        """Restore the networks' weights."""
         for undo in self.undo_preparation:
             undo()
         self.undo_preparation = []
 
     def check_image_size(self, own_size: tuple[int, int]) -> None:
-        """Raise ValueError unless data and tokenizer, whose configs both state it, agree on the image size."""
+        """Raise ValueError unless the configs of data and tokenizer agree on the image size."""
         data_size = getattr(getattr(self.trainer, "datamodule", None), "image_size", None)
         if data_size is not None and tuple(data_size) != own_size:
             raise ValueError(
@@ -175,7 +175,7 @@ class Task(LightningModule):
             )
 
     def on_train_start(self) -> None:
-        """Let the config say how optimizers go on, where a checkpoint has brought the options of its own run."""
+        """Apply the options of the config to optimizers that a checkpoint has restored with its own options."""
         optimizers, schedules = self.configure_optimizers()  # type: ignore[misc]
         for optimizer, configured in zip(self.trainer.optimizers, optimizers, strict=True):
             apply_configured_options(optimizer, configured)
@@ -183,7 +183,7 @@ class Task(LightningModule):
             current.scheduler.base_lrs = configured.base_lrs  # type: ignore[union-attr]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record what is trained, so that a checkpoint tells how to build its networks and which weights are theirs."""
+        """Record the trained networks, so that a checkpoint tells how to build them and where their weights are."""
         records = {}
         for name, record in self.trains.items():
             described = self.configured_arguments.get(name) or {}
@@ -193,13 +193,13 @@ class Task(LightningModule):
         write_records(checkpoint, records)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember which step the weights have."""
+        """Remember the step of the weights."""
         self.checkpoint_step = checkpoint["global_step"]
 
     def begin_micro_step(self) -> np.random.SeedSequence:
         """Seed torch's global generators for this micro-batch and process, and return the seed shared by all processes.
 
-        All noise is thus a function of (seed, step, micro-batch), so that a continued run repeats an uninterrupted one.
+        All noise is a function of (seed, step, micro-batch, process), so a continued run repeats an uninterrupted one.
         """
         shared = [self.seed, self.global_step, self.micro_step]
         rank_seed = np.random.SeedSequence([*shared, 1 + self.global_rank]).generate_state(1, np.uint64)[0]
@@ -212,26 +212,26 @@ class Task(LightningModule):
 
     @property
     def step_kind(self) -> str:
-        """Name of what the next training step does; a step of another kind takes another number of operations."""
+        """Return the kind of the next training step; kinds differ in their number of operations."""
         return "every step"
 
     @property
     def is_last_micro_step(self) -> bool:
-        """Whether the optimizers step after this micro-batch."""
+        """Return whether the optimizers step after this micro-batch."""
         return self.micro_step + 1 == self.accumulate_grad_batches
 
     def uniform(self, rng: np.random.Generator, samples: int, *shape: int) -> Tensor:
-        """The numbers of :meth:`uniform_on_host`, on this process's device."""
+        """Return the numbers of :meth:`uniform_on_host` on this process's device."""
         own = self.uniform_on_host(rng, samples, *shape)
-        if self.device.type == "cuda":  # a copy from other memory would wait for the GPU
+        if self.device.type == "cuda":  # a copy from pageable memory would wait for the GPU
             own = own.pin_memory()
         return own.to(self.device, non_blocking=True)
 
     def uniform_on_host(self, rng: np.random.Generator, samples: int, *shape: int) -> Tensor:
-        """Uniform numbers in [0, 1), float32 (samples, *shape), one row per sample of this process.
+        """Draw uniform numbers in [0, 1), float32 (samples, *shape), one row per sample of this process.
 
-        The rows of all processes are drawn together and dealt out as the data order deals out samples, so a sample gets
-        the same numbers on any number of processes.
+        The rows of all processes are drawn together and distributed like the samples, so a sample gets the same numbers
+        on any number of processes.
         """
         rows = rng.random((samples * self.trainer.world_size, *shape), dtype=np.float32)
         return torch.from_numpy(rows[self.global_rank :: self.trainer.world_size].copy())
@@ -247,14 +247,14 @@ class Task(LightningModule):
             self.manual_backward(loss / self.accumulate_grad_batches)
 
     def local_gradients(self) -> AbstractContextManager[None]:
-        """A context in which gradients are those of this process."""
+        """Return a context in which processes do not average gradients."""
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
     def step_optimizer(self, index: int, network: nn.Module, gradient_clip: float) -> Tensor:
-        """Clip, step the optimizer of that index unless the guard skips that, step its schedule, and clear gradients.
+        """Clip, step the optimizer of that index unless the guard skips it, step its schedule, and clear gradients.
 
-        Only optimizer 0, which is the autoencoder's or the denoiser's, advances Lightning's step counter.
+        Only optimizer 0, the autoencoder's or the denoiser's, advances Lightning's step counter.
 
         Returns:
             The gradient norm before clipping, a scalar.
@@ -275,13 +275,13 @@ class Task(LightningModule):
         return norm
 
     def learning_rate(self, index: int) -> float:
-        """Current learning rate of the optimizer of that index."""
+        """Return the current learning rate of the optimizer of that index."""
         return self.trainer.optimizers[index].param_groups[0]["lr"]
 
     def log_scalars(self, scalars: dict[str, Tensor | float]) -> None:
         """Log training scalars against the number of training steps.
 
-        Lightning would copy a number to the GPU and wait for that, so numbers become tensors on the CPU.
+        Lightning would copy a number to the GPU and wait for the copy, so numbers become tensors on the CPU.
         """
         numbers = scalars | {"step": float(self.global_step)}
         self.log_dict({name: torch.as_tensor(value) for name, value in numbers.items()})

@@ -17,20 +17,20 @@ from maetok.training.ema import frozen_modules
 
 
 class DecoderFinetuning(AutoencoderTask):
-    """Train the pixel decoder alone; encoder, latent tokens and bottleneck stay as they are, so latents do not change.
+    """Trains only the pixel decoder. Encoder, latent tokens and bottleneck are frozen, so latents do not change.
 
     The share of masked patches falls linearly from ``mask_ratio`` in the first step to 0 in the last.
 
     Args:
-        tokenizer: the autoencoder; auxiliary decoders are left behind.
+        tokenizer: the autoencoder, without auxiliary decoders.
         init_from: checkpoint or run directory of stage 1; null if the tokenizer brings its weights.
         autoencoder_optimization: optimisation of the decoder.
         objective: pixel, perceptual and adversarial losses.
         mask_ratio: share of masked patches in the first step.
-        latent_noise: standard deviation of Gaussian noise added to the latents, so that the decoder gets used to what a
-            diffusion model does not get quite right.
-        discriminator: builder of the discriminator; called only if the adversarial weight is positive. It begins with
-            the weights of the checkpoint of ``init_from`` if that has a discriminator.
+        latent_noise: standard deviation of Gaussian noise added to the latents; it makes the decoder robust to errors
+            of a diffusion model.
+        discriminator: builder of the discriminator; called only if the adversarial weight is positive. It starts from
+            the weights of the checkpoint of ``init_from`` if that holds a discriminator.
         discriminator_optimization: optimisation of the discriminator.
         ema_decay: decay of the moving average of the decoder, which validation uses.
         activation_checkpointing: recompute block activations in the backward pass to save memory.
@@ -81,7 +81,7 @@ class DecoderFinetuning(AutoencoderTask):
             accumulate_grad_batches,
             seed,
         )
-        self.train()  # Lightning keeps the modes that modules have when it begins
+        self.train()  # Lightning keeps the modes of modules at the start
         self.mask_ratio, self.latent_noise = mask_ratio, latent_noise
         if self.discriminator is not None and init_from is not None:
             found = InitFrom(init_from.path, "discriminator.").load(self.discriminator, required=False)
@@ -104,14 +104,14 @@ class DecoderFinetuning(AutoencoderTask):
         return self
 
     def mask_ratios(self, uniform: Tensor) -> Tensor | None:
-        """The same for all images of a step; none outside training."""
+        """Return the same ratio for all images of a step; None outside training."""
         if not (self.trainer.training and self.mask_ratio):
             return None
         left = 1 - self.global_step / max(1, self.trainer.max_steps - 1)
         return torch.full_like(uniform, self.mask_ratio * left)
 
     def reconstruct_masked(self, images: Tensor, mask: Tensor | None) -> tuple[Tensor, Terms]:
-        """Reconstructions from the latents of the frozen encoder; there are no other losses."""
+        """Return reconstructions from the latents of the frozen encoder, and no further losses."""
         tokenizer = self.model.tokenizer
         with torch.no_grad():
             latents = tokenizer.encode(images, mask)

@@ -118,7 +118,7 @@ class LatentDiffusion(Task):
 
     @cached_property
     def tokenizer_hash(self) -> str:
-        """A hash that distinguishes caches of this tokenizer from others."""
+        """Return a hash that distinguishes caches of this tokenizer from others."""
         return self.tokenizer.network.latents_hash()  # type: ignore[operator]
 
     def setup(self, stage: str) -> None:
@@ -251,7 +251,7 @@ class LatentDiffusion(Task):
 
     @property
     def averaged_denoiser(self) -> Denoiser:
-        """The first moving average of the denoiser."""
+        """Return the first moving average of the denoiser."""
         network = self.emas[0].network
         assert isinstance(network, Denoiser)
         return network

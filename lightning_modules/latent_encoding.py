@@ -1,4 +1,4 @@
-"""Encode a data set with a finished tokenizer; ``callbacks.LatentWriter`` stores what ``predict`` gives."""
+"""Encodes a data set with a trained tokenizer; ``callbacks.LatentWriter`` stores the results of ``predict``."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ class LatentEncoding(Task):
     """A frozen tokenizer, for ``predict`` and ``validate``.
 
     Args:
-        tokenizer: the network; ``maetok.Tokenizer.from_pretrained`` as its class_path loads a published one.
+        tokenizer: the network; class_path ``maetok.Tokenizer.from_pretrained`` loads a published one.
         init_from: training checkpoint or run directory with its weights; null if the tokenizer brings them.
         mirrored: encode the horizontally mirrored image as a second variant of each sample.
     """
@@ -34,31 +34,31 @@ class LatentEncoding(Task):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Latents (B, L, C) of images (B, 3, H, W) in [-1, 1]."""
+        """Encode images (B, 3, H, W) in [-1, 1] to latents (B, L, C)."""
         return self.tokenizer.encode(images)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, 3, H, W), about [-1, 1], of latents (B, L, C)."""
+        """Decode latents (B, L, C) to images (B, 3, H, W), about [-1, 1]."""
         return self.tokenizer.decode(latents)
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Reconstructions of the same shape as the images."""
+        """Reconstruct images; the result has the same shape."""
         return self.tokenizer.decode(self.tokenizer.encode(images), (images.shape[2], images.shape[3]))
 
     def views(self, images: Tensor) -> dict[str, Tensor]:
-        """Input and reconstruction."""
+        """Return input and reconstruction."""
         return {"input": images, "reconstruction": self.reconstruct(images)}
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Nothing here: callbacks measure."""
+        """Do nothing: callbacks measure."""
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """As in validation, callbacks do the measuring."""
+        """Do nothing, as in validation."""
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Latents (n, V, L, C) float32 of the n valid samples of a batch, in each of the V variants."""
+        """Return latents (n, V, L, C) float32 of the n valid samples of a batch in each of the V variants."""
         images = batch["images"][batch["valid"]]
         mirrored = [self.encode(images.flip(-1))] if "mirrored" in self.variants else []
         return torch.stack([self.encode(images), *mirrored], dim=1).float()

@@ -21,6 +21,6 @@ class Optimization:
     gradient_clip: float = 1.0
 
     def build(self, network: nn.Module, total_steps: int) -> tuple[Optimizer, LRScheduler]:
-        """Optimizer and schedule over the trainable parameters of ``network``."""
+        """Build optimizer and schedule over the trainable parameters of ``network``."""
         optimizer = self.optimizer([parameter for parameter in network.parameters() if parameter.requires_grad])
         return optimizer, self.schedule(optimizer, total_steps)

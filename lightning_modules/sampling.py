@@ -32,7 +32,7 @@ class Sampling:
 
     @property
     def solver_or_default(self) -> Solver:
-        """The solver, or Euler if none is given."""
+        """Return the solver, or Euler if none is given."""
         return self.solver if self.solver is not None else Euler()
 
     def identity(self) -> dict[str, Any]:

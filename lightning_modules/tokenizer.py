@@ -15,14 +15,14 @@ from maetok.networks.layers.patches import grid_of
 
 
 class TokenizerTraining(AutoencoderTask):
-    """Reconstruct pixels and predict feature targets of masked patches, against a discriminator from some step on.
+    """Trains a tokenizer to reconstruct pixels and predict feature targets of masked patches, against a discriminator.
 
     Args:
         tokenizer: the autoencoder to train.
         autoencoder_optimization: optimisation of tokenizer and auxiliary decoders.
         objective: pixel, perceptual and adversarial losses.
         targets: builders of feature targets by name, called with the patch size; only those with a weight are built.
-        target_weights: weight of each target that an auxiliary decoder has to predict; empty for none.
+        target_weights: weight of each target that an auxiliary decoder predicts; empty for none.
         auxiliary_depth: layers of an auxiliary decoder, or ``linear``.
         mask_ratio: distribution of the share of masked patches; ``high: 0`` turns masking off.
         discriminator: builder of the discriminator; called only if the adversarial weight is positive.
@@ -76,11 +76,11 @@ class TokenizerTraining(AutoencoderTask):
         self.target_weights, self.targets, self.mask_ratio = weights, nn.ModuleDict(built), mask_ratio
 
     def mask_ratios(self, uniform: Tensor) -> Tensor | None:
-        """Drawn anew for each image."""
+        """Draw a ratio for each image."""
         return None if self.mask_ratio.high == 0 else self.mask_ratio(uniform)
 
     def reconstruct_masked(self, images: Tensor, mask: Tensor | None) -> tuple[Tensor, Terms]:
-        """Reconstructions, and the losses of feature targets and bottleneck."""
+        """Return reconstructions, and the losses of feature targets and bottleneck."""
         output = self.model(images, mask)
         terms: Terms = {}
         for name, target in self.targets.items():
@@ -89,7 +89,7 @@ class TokenizerTraining(AutoencoderTask):
         return output.reconstructions, terms | {name: (1.0, term) for name, term in output.losses.items()}
 
     def target_views(self, images: Tensor, predictions: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Each target with its prediction from the masked input."""
+        """Return each target with its prediction from the masked input."""
         pictures, grid = {}, grid_of(images, self.model.tokenizer.patch_size)
         for name, target in self.targets.items():
             features = target(images)

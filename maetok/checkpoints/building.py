@@ -11,7 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 
 
 def build_network(description: Any, key: str) -> nn.Module:
-    """The network that a config describes; raises ValueError, naming the key, if it cannot be built."""
+    """Build the network that a config describes; raise ValueError, naming the key, if that fails."""
     if not isinstance(description, dict) or "class_path" not in description:
         raise ValueError(
             f"{key}={description!r} has no class_path; files that a config names are filled in only in the config.yaml "
@@ -26,7 +26,7 @@ def build_network(description: Any, key: str) -> nn.Module:
 
 
 def build(description: Mapping[str, Any]) -> Any:
-    """Call what ``class_path`` names with its ``init_args``, which are made what the signature says."""
+    """Call the class or function ``class_path`` with its ``init_args``, converted to the types of its signature."""
     target = imported(description["class_path"])
     hints = get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
     arguments = {**description.get("init_args", {}), **description.get("dict_kwargs", {})}
@@ -34,7 +34,7 @@ def build(description: Mapping[str, Any]) -> Any:
 
 
 def argument(value: Any, hint: Any) -> Any:
-    """A value of a config as its parameter wants it: an object, a builder of objects, a dataclass or a tuple."""
+    """Convert a value of a config to the type of its parameter: an object, a builder, a dataclass or a tuple."""
     if isinstance(value, dict) and "class_path" in value:
         if get_origin(hint) is Callable:
             return partial(imported(value["class_path"]), **value.get("init_args", {}))
@@ -45,17 +45,17 @@ def argument(value: Any, hint: Any) -> Any:
 
 
 def imported(path: str) -> Any:
-    """What a dotted path names: a class or function of a module, or a method of a class."""
+    """Return what a dotted path names: a class or function of a module, or a method of a class."""
     module, _, name = path.rpartition(".")
     try:
         return getattr(import_module(module), name)
     except ModuleNotFoundError as error:
-        if error.name != module or "." not in module:  # a module that exists and lacks one of its own
+        if error.name != module or "." not in module:  # the module exists, but one of its imports fails
             raise
         return getattr(imported(module), name)
 
 
 def own_class_path(network: nn.Module) -> str:
-    """Return the dotted path of a network's class, without what sharding mixed into it."""
+    """Return the dotted path of a network's class, without the class that sharding mixes in."""
     kind = next(kind for kind in type(network).__mro__ if not issubclass(kind, FSDPModule))
     return f"{kind.__module__}.{kind.__qualname__}"

@@ -32,7 +32,7 @@ def consolidate(ckpt: str | Path, output: str | Path) -> Path:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Command line entry."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m maetok.checkpoints.consolidate", description="One file of a checkpoint."
     )

@@ -1,4 +1,4 @@
-"""What a checkpoint says of the networks that its task trains, and their weights read by it.
+"""Records of the networks that a checkpoint's task trains, and reading of their weights.
 
 A task writes one record for each network it trains; :data:`LEGACY` stands in for checkpoints that have none.
 """
@@ -37,7 +37,7 @@ class NetworkRecord:
     def weights(self, state: Mapping[str, Tensor], averaged: bool = True) -> dict[str, Tensor]:
         """Return all weights of the network from a checkpoint's weights, without prefix; empty if there are none.
 
-        With ``averaged`` they are those of the moving average, and of the network itself where it was not trained.
+        With ``averaged`` they come from the moving average, and from the network itself where it was not trained.
         """
         raw, average = (without_prefix(state, prefix) for prefix in (self.raw, self.averaged))
         if averaged:
@@ -76,7 +76,7 @@ def read_records(path: Path) -> dict[str, NetworkRecord]:
 
 
 def read_network(path: Path, prefix: str) -> dict[str, Tensor]:
-    """Return the weights under a prefix, without it; those of a moving average are completed by what was not trained.
+    """Return the weights under a prefix, without it. Untrained weights complete a moving average.
 
     Args:
         path: a checkpoint, file or folder.

@@ -1,4 +1,4 @@
-"""Loading a checkpoint, file or folder, into networks and optimizers that are sharded; no process holds the whole."""
+"""Load a checkpoint, file or folder, into sharded networks and optimizers; no process holds the whole."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,10 +20,10 @@ def restore(path: Path, network: nn.Module, optimizers: Sequence[Optimizer]) -> 
     Args:
         path: checkpoint, written by any number of processes.
         network: all of its weights must be in the checkpoint, and no others.
-        optimizers: those of the checkpoint in their order; none to load weights only.
+        optimizers: the optimizers in the checkpoint's order; empty to load weights only.
 
     Returns:
-        What else is in the checkpoint.
+        The rest of the checkpoint.
 
     Raises:
         RuntimeError: if weights are missing, unknown or of another shape.
@@ -50,7 +50,7 @@ def restore(path: Path, network: nn.Module, optimizers: Sequence[Optimizer]) -> 
     tensors = weights | states
     if path.is_dir():
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process reads by itself
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process reads alone
             dcp.load(tensors, storage_reader=dcp.FileSystemReader(path))
     else:
         for name, tensor in tensors.items():
@@ -61,7 +61,7 @@ def restore(path: Path, network: nn.Module, optimizers: Sequence[Optimizer]) -> 
 
 
 def restore_states(path: Path, network: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Load as :func:`restore` does, but leave the options of optimizers, such as the learning rate, as they are."""
+    """Load as :func:`restore` does, but keep the options of optimizers, such as the learning rate."""
     options = [
         [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
         for optimizer in optimizers
@@ -94,14 +94,14 @@ def check_names(weights: Mapping[str, Tensor], stored: Mapping[str, Sequence[int
 
 
 def state_like(parameter: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Room for a tensor of an optimizer's state: sharded as its parameter if it has its shape, whole otherwise."""
+    """Return an empty tensor for an optimizer's state: sharded like its parameter if the shapes agree, else whole."""
     if tuple(shape) == tuple(parameter.shape):
         return torch.zeros_like(parameter.detach(), dtype=dtype)
     return torch.zeros(tuple(shape), dtype=dtype)
 
 
 def copy_share(source: Tensor, target: Tensor) -> None:
-    """Copy a whole tensor, or of it the share that this process holds of a sharded one."""
+    """Copy a whole tensor, or this process's shard of it if the target is sharded."""
     if isinstance(target, DTensor):
         source = source.to(target.device)
         shared = distribute_tensor(source, target.device_mesh, target.placements, src_data_rank=None)
@@ -111,7 +111,7 @@ def copy_share(source: Tensor, target: Tensor) -> None:
 
 
 def load_optimizer(optimizer: Optimizer, number: int, tensors: Mapping[str, Tensor], rest: dict[str, Any]) -> None:
-    """Put the tensors that were read, and the numbers that stood beside them, into an optimizer."""
+    """Load the tensors, and the numbers stored beside them, into an optimizer."""
     state = {index: dict(values) for index, values in rest["state"].items()}
     for name, tensor in tensors.items():
         _, owner, index, key = name.split(".", 3)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, the weights a network begins with, and hashes that tell whether weights are the same."""
+"""Checkpoints of a run, and initial weights of a network."""
 
 import re
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ PATTERN = re.compile(r"step=(\d+)\.ckpt")
 
 
 def complete_checkpoints(run_directory: str | Path) -> list[Path]:
-    """All checkpoints of a run by step, oldest first. Unfinished ones have another name and are not listed."""
+    """Return all complete checkpoints of a run, oldest first; partial ones have another name."""
     folder = Path(run_directory) / "checkpoints"
     found = [path for path in folder.glob("step=*.ckpt") if PATTERN.fullmatch(path.name) and is_complete(path)]
     return sorted(found, key=step_of)
 
 
 def step_of(path: Path) -> int:
-    """The step in the name of a checkpoint of a run."""
+    """Return the step in the name of a checkpoint of a run."""
     match = PATTERN.fullmatch(path.name)
     assert match is not None
     return int(match[1])
@@ -30,11 +30,11 @@ def step_of(path: Path) -> int:
 
 @dataclass(frozen=True)
 class InitFrom:
-    """Weights that a network begins with; this is not the continuation of a run, which ``--ckpt_path`` is for.
+    """Initial weights of a network. Continuing a run is different: use ``--ckpt_path``.
 
     Args:
         path: a checkpoint, or the directory of a run for its newest one.
-        prefix: beginning of the names of the wanted weights in the checkpoint, which is cut off.
+        prefix: beginning of the wanted names in the checkpoint; it is removed.
     """
 
     KEY: ClassVar[str] = "init_from"
@@ -44,14 +44,14 @@ class InitFrom:
     prefix: str = "ema.network.tokenizer."
 
     def load(self, network: nn.Module, required: bool = True) -> bool:
-        """Load the weights strictly; into a network on the meta device nothing, since it gets those of another process.
+        """Load the weights strictly. A network on the meta device loads nothing: another process sends its weights.
 
         Args:
             network: where to load them.
-            required: whether it is an error if the checkpoint holds none of this prefix.
+            required: raise an error if the checkpoint holds no weights of this prefix.
 
         Returns:
-            Whether there were any; True for a network on the meta device.
+            Whether weights were found; True for a network on the meta device.
 
         Raises:
             FileNotFoundError: if there is no such checkpoint.
@@ -78,7 +78,7 @@ class InitFrom:
         return True
 
     def locate(self) -> Path:
-        """The checkpoint, a file or folder; raises FileNotFoundError if there is none."""
+        """Return the checkpoint, a file or folder; raise FileNotFoundError if there is none."""
         path = Path(self.path)
         if path.is_dir() and not is_complete(path):
             found = complete_checkpoints(path)
@@ -93,7 +93,7 @@ class InitFrom:
 
 
 def locate_checkpoint(path: Path) -> Path:
-    """The checkpoint itself, or the newest of a run; raises FileNotFoundError if there is none."""
+    """Return the checkpoint, or the newest of a run; raise FileNotFoundError if there is none."""
     found = complete_checkpoints(path)[-1:] if path.is_dir() and not is_complete(path) else [path]
     if not found or not is_complete(found[0]):
         raise FileNotFoundError(f"--ckpt={path} is no checkpoint, and no run directory with one: train that run first")

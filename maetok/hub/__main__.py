@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def main(args: list[str] | None = None) -> None:
-    """Command line entry."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m maetok.hub", description="Published models.")
     command = parser.add_subparsers(dest="command", required=True).add_parser(
         "export", help="make a published folder of a run: its tokenizer, or its SiT and the statistics of the latents"

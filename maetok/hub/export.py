@@ -1,6 +1,6 @@
-"""From the checkpoint of a training run to a published folder: tokenizers of stages 1 and 2, SiTs of stage 3.
+"""Export a checkpoint of a run as a published folder: tokenizers of stages 1 and 2, SiTs of stage 3.
 
-What a checkpoint holds and how its network is built stand in the run's ``config.yaml``.
+The checkpoint, or the run's ``config.yaml``, tells how to build the network.
 """
 
 import pickle
@@ -27,15 +27,15 @@ def export(ckpt: str | Path, output: str | Path, config: str | Path | None = Non
         output: folder for ``config.json`` and ``model.safetensors``, and for ``latent_statistics.safetensors`` of a
             denoiser.
         config: config of the run; by default ``config.yaml`` in the run directory.
-        weights: ``ema`` for the moving average, ``raw`` for the weights that were trained.
+        weights: ``ema`` for the moving average, ``raw`` for the trained weights.
 
     Returns:
-        The network that was written, in evaluation mode.
+        The written network, in evaluation mode.
 
     Raises:
         FileNotFoundError: if there is no checkpoint or no config.
         FileExistsError: if the folder holds a model already.
-        ValueError: if the files are of another kind, do not fit each other, or hold what the format has no place for.
+        ValueError: if the files are of another kind, do not match, or hold something that the format cannot express.
     """
     output, ckpt = Path(output), locate_checkpoint(Path(ckpt))
     taken = [name for name in (*PUBLISHED_FILES, STATISTICS_FILE) if (output / name).exists()]
@@ -63,8 +63,8 @@ def export(ckpt: str | Path, output: str | Path, config: str | Path | None = Non
 def describe(ckpt: Path, config: Path | None) -> tuple[str, NetworkRecord, Any]:
     """Return name and record of the network that a checkpoint trains, and its description as in a config.
 
-    The checkpoint itself says both. A config describes the network of a checkpoint that has no record or no arguments
-    in it, or wherever it is given.
+    The checkpoint holds both. A config describes the network if it is given, or if the checkpoint has no record or no
+    arguments.
 
     Raises:
         FileNotFoundError: if a config is needed and there is none.
@@ -88,7 +88,7 @@ def describe(ckpt: Path, config: Path | None) -> tuple[str, NetworkRecord, Any]:
 
 
 def read_task(path: Path) -> dict[str, Any]:
-    """``class_path`` and ``init_args`` of the task in a config.
+    """Return ``class_path`` and ``init_args`` of the task in a config.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -109,7 +109,7 @@ def read_task(path: Path) -> dict[str, Any]:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """All weights of a checkpoint, mapped rather than read; raises ValueError for another kind of file."""
+    """Return all weights of a checkpoint, memory-mapped; raise ValueError for another kind of file."""
     if path.is_dir():
         return read_weights(path)
     try:
@@ -141,7 +141,7 @@ def load(network: nn.Module, state: Mapping[str, Tensor], record: NetworkRecord,
 
 
 def statistics_of(state: Mapping[str, Tensor], source: str) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (C,) of the latents that a denoiser was trained on; raises ValueError without."""
+    """Return mean and standard deviation (C,) of a denoiser's training latents; raise ValueError without them."""
     if not {"normalizer.mean", "normalizer.std"} <= state.keys():
         raise ValueError(f"--ckpt={source} lacks normalizer.mean and normalizer.std, the statistics of the latents")
     return state["normalizer.mean"], state["normalizer.std"]

@@ -1,4 +1,4 @@
-"""Discriminators: image (B, 3, H, W) in [-1, 1] -> logits (B, K), K judgements per image."""
+"""Discriminators: image (B, 3, H, W) in [-1, 1] -> logits (B, K), K scores per image."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -31,14 +31,14 @@ class DINOHead(nn.Module):
         self.judge = spectral_norm(nn.Conv2d(dim, 1, 1))
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, D, h, w) -> (B, h * w)."""
+        """Score a map: (B, D, h, w) -> (B, h * w)."""
         hidden = F.leaky_relu(self.enter_norm(self.enter(features)), 0.2)
         update = F.leaky_relu(self.residual_norm(self.residual(hidden)), 0.2)
         return self.judge((hidden + update) * 0.5**0.5).flatten(1)
 
 
 class DINODiscriminator(Network):
-    """Frozen features of a timm vision transformer at several depths, each judged by a trained head.
+    """Frozen features of a timm vision transformer at several depths, each scored by a trained head.
 
     The backbone is an :class:`UnregisteredModule`: checkpoints and optimizers hold the heads only. Every
     normalisation is per sample, so the result does not depend on the number of processes.
@@ -47,7 +47,7 @@ class DINODiscriminator(Network):
         model_name: timm name; the paper's table says DINOv2-S, the released code uses DINO ViT-S/16.
         pretrained: load timm's weights (needs network access once).
         checkpoint_path: load weights from a local file instead.
-        layers: indices of the blocks whose features are judged.
+        layers: indices of the blocks whose features are scored.
         image_size: images are resized to this square; a multiple of the backbone's patch size.
         kernel_size: side of the residual convolution of a head.
 
@@ -69,7 +69,7 @@ class DINODiscriminator(Network):
         patch = model.patch_embed.patch_size[0]
         if image_size % patch:
             raise ValueError(
-                f"discriminator image_size={image_size} is no multiple of {model_name}'s patch size {patch}"
+                f"discriminator image_size={image_size} is not a multiple of {model_name}'s patch size {patch}"
             )
         self.layers, self.image_size = list(layers), image_size
         self.backbone = UnregisteredModule(BackboneMaps(model, self.layers))
@@ -80,7 +80,7 @@ class DINODiscriminator(Network):
         return list(self.heads)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, K) logits of all depths and positions; gradients reach the images."""
+        """Score images (B, 3, H, W) in [-1, 1] -> logits (B, K) of all depths and positions; gradients reach images."""
         if images.shape[-2:] != (self.image_size, self.image_size):
             size = (self.image_size, self.image_size)
             images = F.interpolate(images.float(), size=size, mode="bicubic", antialias=True, align_corners=False)
@@ -97,14 +97,14 @@ class BackboneMaps(nn.Module):
         self.layers, self.normalize = layers, Normalization(model)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) in [-1, 1] -> one map per layer."""
+        """Map images (B, 3, H, W) in [-1, 1] to one map per layer."""
         return self.model.forward_intermediates(
             self.normalize(images), indices=self.layers, norm=False, intermediates_only=True, stop_early=True
         )
 
 
 class PatchGAN(Network):
-    """Fully convolutional discriminator that judges overlapping patches (pix2pix), with spectral norm.
+    """Fully convolutional discriminator that scores overlapping patches (pix2pix), with spectral norm.
 
     Args:
         channels: width of the first layer, doubled per layer up to eight times.
@@ -126,5 +126,5 @@ class PatchGAN(Network):
         return [stage for stage in self.stages if isinstance(stage, nn.Conv2d)]
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, K) logits, one per patch."""
+        """Score images (B, 3, H, W) in [-1, 1] -> logits (B, K), one per patch."""
         return self.stages(images).flatten(1).float()

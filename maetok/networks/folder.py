@@ -24,7 +24,7 @@ STATISTICS_FILE = "latent_statistics.safetensors"  # our addition to the folder 
 
 
 def locate(path_or_repo: str | Path) -> Path:
-    """The local folder of a published model; a hub id such as ``owner/name`` is downloaded to the hub's cache.
+    """Return the local folder of a published model; a hub id such as ``owner/name`` is downloaded to the hub's cache.
 
     Raises:
         FileNotFoundError: if there is neither such a folder nor such a repository, or a file is missing in it.
@@ -48,7 +48,7 @@ def locate(path_or_repo: str | Path) -> Path:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file; raises ValueError for a truncated file or one of another kind."""
+    """Return all tensors of a safetensors file; raise ValueError for a truncated file or another kind of file."""
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -56,7 +56,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_config(path: Path, required: Sequence[str], kind: str) -> dict[str, Any]:
-    """The flat published config; raises ValueError if it is not JSON or lacks a required key of this kind of model."""
+    """Return the flat published config; raise ValueError if it is not JSON or lacks a key of this kind of model."""
     try:
         config = json.loads(path.read_text())
     except json.JSONDecodeError as error:
@@ -120,7 +120,7 @@ def write_statistics(folder: str | Path, mean: Tensor, std: Tensor) -> None:
 
 
 def published_latent_moments(path_or_repo: str | Path) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of latents, as a denoiser needs them: normalized = (latents - mean) / std.
+    """Return mean and standard deviation of latents for a denoiser: normalized = (latents - mean) / std.
 
     Args:
         path_or_repo: local folder or hub id of an exported denoiser, with ``latent_statistics.safetensors``, or of a

@@ -31,7 +31,7 @@ class PackedLinear(nn.Module):
         self.activation = ("none", "") if gelu is None else ("gelu", gelu.approximate)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features) in the dtype of the weight."""
+        """Map (..., in_features) -> (..., out_features) in the dtype of the weight."""
         activation, approximation = self.activation
         input = input.to(self.packed_weight.dtype)
         return torch.ops.mkldnn._linear_pointwise(input, self.packed_weight, self.bias, activation, [], approximation)

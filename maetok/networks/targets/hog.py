@@ -12,7 +12,7 @@ from maetok.networks.targets.targets import FeatureTarget
 
 @lru_cache(maxsize=8)
 def gaussian_window(size: int, device: torch.device) -> Tensor:
-    """(size, size) Gaussian with standard deviation size / 2, summing to one."""
+    """Return a (size, size) Gaussian with standard deviation size / 2, summing to one."""
     offsets = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
     profile = torch.exp(-0.5 * (offsets / (size / 2)) ** 2)
     window = profile[:, None] * profile[None, :]
@@ -21,13 +21,13 @@ def gaussian_window(size: int, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=8)
 def sobel_kernels(device: torch.device) -> Tensor:
-    """(2, 1, 3, 3): left minus right, and above minus below."""
+    """Return kernels (2, 1, 3, 3): left minus right, and above minus below."""
     kernel = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
     return torch.stack((kernel, kernel.T))[:, None].to(device)
 
 
 def hog_cells(levels: Tensor, bins: int = 9, cell_size: int = 8, window_size: int = 16) -> Tensor:
-    """Histograms of gradient orientations, each of unit length.
+    """Return histograms of gradient orientations, each of unit length.
 
     Sobel gradients (reflected border, left minus right and above minus below) vote with their magnitude, weighted by a
     Gaussian window tiled over the image, for ``floor(atan2(gx, gy) / pi * bins) mod bins``.
@@ -86,7 +86,7 @@ class HOGTarget(FeatureTarget):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, N, dim). Images are put back on their 256 grey levels first."""
+        """Map images (B, 3, H, W) in [-1, 1] -> (B, N, dim), after rounding them to their 256 levels."""
         levels = ((images.float() + 1.0) * 127.5).round()
         cells = hog_cells(levels, self.bins, self.cell_size, self.window_size)
         side = self.cells_per_side
@@ -105,7 +105,7 @@ class HOGTarget(FeatureTarget):
 
 
 def edge_glyphs(bins: int, side: int) -> Tensor:
-    """(bins, side, side) soft line segments along the edge direction of each orientation bin."""
+    """Return (bins, side, side) soft line segments along the edge direction of each orientation bin."""
     offsets = torch.arange(side).float() - (side - 1) / 2
     # bin k is centred at angle (k + 1/2) pi / bins of atan2(gx, gy): the gradient points along (sin, cos)
     angle = (torch.arange(bins).float() + 0.5)[:, None, None] * math.pi / bins

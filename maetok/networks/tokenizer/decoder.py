@@ -74,7 +74,7 @@ class Decoder(Network):
         return [] if self.rope is None else [self.rope]
 
     def embed(self, latents: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Tokens that enter the first block: (B, P + N + L, width)."""
+        """Return the tokens (B, P + N + L, width) that enter the first block."""
         batch = latents.shape[0]
         image_tokens = self.mask_token.expand(1, math.prod(grid), -1)
         if self.class_token is not None:
@@ -136,7 +136,7 @@ class LinearDecoder(Network):
         return []
 
     def forward(self, latents: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """(B, L, C) -> (B, N, output_dim); raises ValueError for another grid than the training grid."""
+        """Decode (B, L, C) -> (B, N, output_dim); raise ValueError for another grid than the training grid."""
         if grid is not None and grid != self.grid:
             raise ValueError(f"a linear auxiliary decoder is tied to its grid {self.grid}, asked for {grid}")
         return self.output(self.token_mixer(latents.transpose(1, 2)).transpose(1, 2))

@@ -75,7 +75,7 @@ class Encoder(Network):
         return [] if self.rope is None else [self.rope]
 
     def embed(self, images: Tensor, mask: Tensor | None) -> Tensor:
-        """Tokens that enter the first block: (B, P + N + L, width)."""
+        """Return the tokens (B, P + N + L, width) that enter the first block."""
         grid = grid_of(images, self.patch_size)
         patches = self.patch_embedding(images).flatten(2).transpose(1, 2)
         if mask is not None:
@@ -134,7 +134,7 @@ class Encoder(Network):
 
 
 def sequence_positions(patches: Tensor, before: int, end: int, latents: int) -> Tensor:
-    """Where all prefix tokens, these ``patches`` (B, K) and all latent tokens stand in the whole sequence.
+    """Return the positions of all prefix tokens, these ``patches`` (B, K) and all latent tokens in the sequence.
 
     Returns:
         (B, before + K + L) int64; the whole sequence has patches from ``before`` on and latent tokens from ``end`` on.

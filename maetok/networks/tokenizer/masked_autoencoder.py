@@ -64,7 +64,7 @@ class MaskedAutoencoder(Network):
 
     @property
     def networks(self) -> list[Network]:
-        """The tokenizer and the auxiliary decoders."""
+        """Return the tokenizer and the auxiliary decoders."""
         return [self.tokenizer, *cast(Iterable[Network], self.auxiliary_decoders.values())]
 
     def blocks(self) -> list[nn.Module]:

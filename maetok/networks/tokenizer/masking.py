@@ -1,4 +1,4 @@
-"""How much of an image is masked, and which patches; all as functions of uniform numbers given by the caller."""
+"""Mask ratios and masks, as functions of uniform numbers that the caller supplies."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -27,7 +27,7 @@ class MaskRatio:
             raise ValueError(f"mask_ratio needs 0 <= low <= high < 1, got low={self.low}, high={self.high}")
 
     def __call__(self, uniform: Tensor) -> Tensor:
-        """Ratios (B,) in [low, high] from uniform numbers (B,) in [0, 1), by the inverse distribution function."""
+        """Return ratios (B,) in [low, high] from uniform numbers (B,) in [0, 1), by the quantile function."""
         if self.distribution == "uniform" or self.low == self.high:
             return self.low + (self.high - self.low) * uniform
         standard_deviation = 0.25
@@ -52,18 +52,18 @@ def random_mask(ratios: Tensor, scores: Tensor) -> Tensor:
 
 
 class VisiblePatches(NamedTuple):
-    """The patches that are not masked, in raster order, as many for each image as the one with most of them has."""
+    """The visible patches in raster order, padded to the largest number in the batch."""
 
     indices: Tensor
-    """(B, K) int64, numbers of patches; where an image has fewer than K, masked ones follow."""
+    """(B, K) int64 patch numbers; masked patches pad images with fewer than K."""
     present: Tensor | None
-    """(B, K) bool, False where a masked patch follows; None if every image has K."""
+    """(B, K) bool, False for padding; None if every image has K."""
 
 
 def visible_patches(mask: Tensor, device: torch.device) -> VisiblePatches:
-    """Which patches a mask leaves.
+    """Return the patches that a mask leaves visible.
 
-    Their largest number is read from the mask: a mask on an accelerator makes the host wait for it.
+    The host reads their largest number, so it waits for a mask on an accelerator.
 
     Args:
         mask: (B, N) bool, True = masked.

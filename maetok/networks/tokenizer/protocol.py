@@ -1,4 +1,4 @@
-"""What the suite knows of a tokenizer: the contract of stages 2 and 3, latent encoding, sampling, callbacks and hub."""
+"""The contract of a tokenizer, on which stages 2 and 3, latent encoding, sampling, callbacks and hub rely."""
 
 from typing import Protocol, runtime_checkable
 
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 class LatentTokenizer(Protocol):
     """Turns images into latents and back. An ``nn.Module`` with these members serves every stage of the suite.
 
-    ``images`` are (B, 3, H, W) float in [-1, 1]; ``latents`` are (B, L, C), raw. A tokenizer whose latents form a grid
-    hands them out in raster order and says so in ``latent_grid``.
+    ``images`` are (B, 3, H, W) float in [-1, 1]; ``latents`` are (B, L, C), raw. If latents form a
+    grid, they are in raster order and ``latent_grid`` gives its size.
     """
 
     image_size: tuple[int, int]
-    """(height, width) of the images that it was trained on."""
+    """(height, width) of the training images."""
     patch_size: int
     """Side in pixels of a patch that a mask covers, or the stride of a convolutional encoder."""
     latent_tokens: int
@@ -23,15 +23,15 @@ class LatentTokenizer(Protocol):
 
     @property
     def latent_channels(self) -> int:
-        """Channels C of a latent token."""
+        """Return the channels C of a latent token."""
 
     @property
     def latent_grid(self) -> tuple[int, int] | None:
-        """(rows, columns) of the latent tokens; None if they have no place in the image."""
+        """Return (rows, columns) of the latent tokens; None if tokens have no place in the image."""
 
     @property
     def latent_statistics(self) -> tuple[Tensor, Tensor] | None:
-        """Mean and scale (C,) float32 that the tokenizer brings; None if they are to be measured on data."""
+        """Return mean and scale (C,) float32 that the tokenizer brings; None if they must be measured on data."""
 
     def encode(
         self, images: Tensor, mask: Tensor | None = None, sample: bool = False, rng: torch.Generator | None = None
@@ -48,11 +48,11 @@ class LatentTokenizer(Protocol):
         """Return a hash of everything that latents depend on; a fine-tuned decoder does not change it."""
 
     def trainable_parameters(self, stage: int) -> list[nn.Parameter]:
-        """Return what a stage trains: 1 is the whole tokenizer, 2 the pixel decoder."""
+        """Return the parameters that a stage trains: 1 the whole tokenizer, 2 the pixel decoder."""
 
     @property
     def last_layer(self) -> Tensor:
-        """The weight that makes the pixels; the adaptive adversarial weight compares gradients at it."""
+        """Return the weight that produces the pixels; the adaptive adversarial weight compares gradients there."""
 
     def blocks(self) -> list[nn.Module]:
         """Return the modules that sharding, compiling, packing, checkpointing and planning act on."""

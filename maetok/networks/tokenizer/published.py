@@ -1,7 +1,7 @@
-"""The published tokenizer format: names of its tensors, its flat config, and what they mean for our classes.
+"""The published tokenizer format: names of tensors, flat config, and their meaning for the classes here.
 
-The format is that of the released MAETok / SoftVQ weights: a config in which the backbone's *name* stands for its size,
-and tensors that the published forward pass never uses.
+The released MAETok / SoftVQ weights have this format. In their config the backbone's *name* stands for its size, and
+some of their tensors are never used by the published forward pass.
 """
 
 import re
@@ -37,14 +37,14 @@ REQUIRED_KEYS = (
     "rope_mixed",
     "rope_theta",
 )
-"""What a config must say for us to know the model."""
+"""Keys that a config needs to determine the model."""
 
 SIZE_OVERRIDES = {"embed_dim": "width", "depth": "depth", "num_heads": "num_heads"}
 
 UNUSED = re.compile(
     r"(encoder|decoder)\.freqs_t_[xy]"  # plain coordinates, of the base grid where base_image_size differs
     r"|decoder\.model\.patch_embed\.proj\.(weight|bias)"  # never called
-    r"|decoder\.model\.norm\.adaLN_modulation\.1\.(weight|bias)"  # acts on tokens that are then cut off
+    r"|decoder\.model\.norm\.adaLN_modulation\.1\.(weight|bias)"  # acts on tokens that are cut off later
 )
 """Published tensors that have no effect. ``decoder.model.pos_embed`` joins them when the decoder is rotary only."""
 
@@ -68,14 +68,14 @@ RENAMES = [
 
 
 def to_our_name(published: str) -> str:
-    """Our parameter name for a published one."""
+    """Return the parameter name here for a published one."""
     for pattern, replacement in RENAMES:
         published = re.sub(pattern, replacement, published)
     return published
 
 
 def to_published_name(ours: str) -> str:
-    """The published parameter name for one of ours."""
+    """Return the published parameter name for a name here."""
     ours = re.sub(r"\.modulation\.", ".adaLN_modulation.1.", ours)
     ours = re.sub(r"^(encoder|decoder)\.(blocks\.\d+|norm)\.", r"\1.model.\2.", ours)
     for pattern, replacement in RENAMES[:-2]:
@@ -86,7 +86,7 @@ def to_published_name(ours: str) -> str:
 
 
 def backbone_size(name: str) -> TransformerSize:
-    """Size meant by a published backbone name."""
+    """Return the size that a published backbone name stands for."""
     match = re.match(r"vit_([a-z]+)_", name)
     if not match or match[1] not in BACKBONES:
         raise ValueError(f"backbone {name!r} names no known size; known are {', '.join(BACKBONES)} (vit_<size>_...)")
@@ -94,7 +94,7 @@ def backbone_size(name: str) -> TransformerSize:
 
 
 def tokenizer_arguments(config: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of :class:`Tokenizer` that give the model of a published config.
+    """Return the arguments of :class:`Tokenizer` for the model of a published config.
 
     Raises:
         ValueError: if the config asks for something outside this family of models, naming the key and the value.
@@ -134,12 +134,12 @@ def tokenizer_arguments(config: dict[str, Any]) -> dict[str, Any]:
         "decoder_class_token": config["dec_cls_token"],
         "layer_scale": 1e-5,
         "latent_modulation": "movqv2" in config["decoder_model"],
-        "mask_mode": "replace" if config["enc_token_drop"] > 0 else "drop",  # what needs no mask token
+        "mask_mode": "replace" if config["enc_token_drop"] > 0 else "drop",  # drop needs no mask token
     }
 
 
 def published_config(tokenizer: Any) -> dict[str, Any]:
-    """The flat published config of a tokenizer that was not loaded from one."""
+    """Return the flat published config of a tokenizer that was not loaded from one."""
     parts = {"encoder": tokenizer.encoder_size, "decoder": tokenizer.decoder_size}
     names = {
         part: next((name for name, known in BACKBONES.items() if known == size), "base") for part, size in parts.items()
@@ -178,7 +178,7 @@ def published_config(tokenizer: Any) -> dict[str, Any]:
 
 
 def unused_tensors(tokenizer: Any) -> dict[str, Tensor]:
-    """Neutral stand-ins for tensors that published folders hold, for a tokenizer trained here."""
+    """Return neutral values for unused tensors that published folders hold, for a tokenizer trained here."""
     width, patch_size, patches = (
         tokenizer.decoder_size.width,
         tokenizer.patch_size,
@@ -206,7 +206,7 @@ def unused_tensors(tokenizer: Any) -> dict[str, Tensor]:
 
 
 def load_published_state(tokenizer: Any, published: dict[str, Tensor], source: str) -> None:
-    """Copy published tensors into a tokenizer; all must be used or be on the list of unused ones."""
+    """Copy published tensors into a tokenizer; each must be used or known to be unused."""
     own = tokenizer.state_dict()
     unused = {name for name in published if UNUSED.fullmatch(name)}
     if "decoder.position_table" not in own:

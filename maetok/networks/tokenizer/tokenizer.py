@@ -102,12 +102,12 @@ class Tokenizer(Network):
             layer_scale=layer_scale,
             latent_modulation=latent_modulation,
         )
-        self.published_config: dict[str, Any] = {}  # set by from_pretrained, so that save_pretrained gives it back
+        self.published_config: dict[str, Any] = {}  # set by from_pretrained, so that save_pretrained writes it back
         self.published_unused: dict[str, Tensor] = {}
 
     @property
     def latent_channels(self) -> int:
-        """Channels C of a latent."""
+        """Return the channels C of a latent."""
         return self.bottleneck.channels
 
     @property
@@ -134,11 +134,11 @@ class Tokenizer(Network):
 
     @property
     def latent_grid(self) -> tuple[int, int] | None:
-        """None: latent tokens have no place in the image."""
+        """Return None: latent tokens have no place in the image."""
 
     @property
     def latent_statistics(self) -> tuple[Tensor, Tensor] | None:
-        """Mean and scale (C,) float32 of a published tokenizer's config; None for a tokenizer trained here."""
+        """Return mean and scale (C,) float32 from a published config; None for a tokenizer trained here."""
         if not {"vq_mean", "vq_std"} <= self.published_config.keys():
             return None
         mean, std = (torch.tensor(self.published_config[key]).float() for key in ("vq_mean", "vq_std"))
@@ -146,7 +146,7 @@ class Tokenizer(Network):
 
     @property
     def last_layer(self) -> Tensor:
-        """Weight (3 p^2, width) of the pixel decoder's output."""
+        """Return the weight (3 p^2, width) of the pixel decoder's output."""
         return self.decoder.output.weight
 
     def trainable_parameters(self, stage: int) -> list[nn.Parameter]:
