@@ -20,8 +20,7 @@ demo: .venv/installed ## all stages on the digits: tokenizer (beside a plain aut
 	$(BIN)/python main.py fit --config configs/experiment/digits_sit.yaml --ckpt_path last
 	$(BIN)/python main.py predict --config configs/experiment/digits_samples.yaml
 	$(BIN)/python main.py predict --config configs/experiment/digits_samples.yaml \
-		--experiment digits_samples_unguided --model.init_args.sampling.guidance_scale 1.0 \
-		--trainer.callbacks.output runs/digits_samples_unguided/samples
+		--experiment digits_samples_unguided --model.init_args.sampling.guidance_scale 1.0
 	$(BIN)/python -m tools.compare_runs runs/digits_tokenizer runs/digits_ae runs/digits_decoder
 	$(BIN)/python -m tools.demo_report
 

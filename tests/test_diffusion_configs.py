@@ -246,3 +246,13 @@ def test_sampling_is_the_papers(name: str) -> None:
     assert config["experiment"] == experiment
     assert config["trainer"]["callbacks"][-1]["init_args"]["output"] == f"runs/{experiment}/samples"
     assert (model["guide_from"] is not None) == bool(overlays)
+
+
+def test_samples_go_to_the_run_of_their_experiment() -> None:
+    for arguments, name in (
+        ([], "digits_samples"),
+        (["--experiment=digits_samples_unguided"], "digits_samples_unguided"),
+    ):
+        config = printed_config(f"--config={EXPERIMENTS}/digits_samples.yaml", *arguments, subcommand="predict")
+        assert config["trainer"]["callbacks"][-1]["init_args"]["output"] == f"runs/{name}/samples"
+    assert config["model"]["init_args"]["denoiser_from"]["path"] == "runs/digits_sit"

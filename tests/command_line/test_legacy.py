@@ -34,6 +34,12 @@ def test_saved_configs_and_flags_with_old_keys(run: str, key: str, learning_rate
     assert arguments[key]["optimizer"]["init_args"]["lr"] == learning_rate
 
 
+def test_a_saved_config_without_old_keys() -> None:
+    config = printed_config(f"--config={OLD_RUNS}/digits_latents/config_predict.yaml", subcommand="predict")
+    assert config["model"]["class_path"] == "lightning_modules.LatentEncoding"
+    assert config["model"]["init_args"]["tokenizer"]["init_args"]["encoder"]["width"] == 8
+
+
 def test_an_overlay_and_a_fragment_with_old_keys(tmp_path: Path) -> None:
     (tmp_path / "model.yaml").write_text(
         "class_path: lightning_modules.LatentDiffusion\ninit_args: {generator: {gradient_clip: 0.5}}"
