@@ -19,6 +19,7 @@ from datamodules.faults import FaultMonitor
 from datamodules.order import BatchReference
 from datamodules.sharded import SampleIndex, ShardedData
 from datamodules.shards import Fault, ShardError
+from maetok.formats import pictures
 from maetok.formats.crops import CENTER_CROP, center_crop, random_crop
 
 REPLACEMENTS = 20  # samples tried in place of a broken one
@@ -66,8 +67,6 @@ class ImageDataset(Dataset[ImageBatch]):
 
     def image(self, index: int, uniform: Sequence[float]) -> Tensor | Fault:
         """Return (3, H, W) uint8 of one sample, augmented by four uniform numbers, or why it cannot be used."""
-        from maetok.formats import pictures  # imports torchvision, which takes a second: only where images are read
-
         try:
             image = pictures.decode(self.index.read(index))
         except pictures.UndecodableImageError as error:

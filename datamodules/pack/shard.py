@@ -12,6 +12,7 @@ from datamodules.index_file import columns_to_arrays, entry_of, record_of
 from datamodules.pack.sources import SourceSample, sample_key
 from datamodules.shards import Fault, ShardRecord, file_sha256
 from maetok.formats.files import atomic_write, write_text
+from maetok.formats.pictures import decode
 
 JPEG_QUALITY = 95
 
@@ -67,8 +68,6 @@ class ShardJobs(Dataset[tuple[int, list[Fault]]]):
             raise OSError(f"{sample.path} has become shorter")
         if not (self.verify or self.resize):
             return data, sample.extension
-        from maetok.formats.pictures import decode
-
         image = decode(data)
         if self.resize is None or min(image.shape[-2:]) <= self.resize:
             return data, sample.extension

@@ -1,10 +1,13 @@
 """The command line refuses options out of range, naming key and value, and takes the options of every base class."""
 
+import subprocess
+import sys
+
 import pytest
 import yaml
 
 from main import main
-from tests.support.helpers import EXPERIMENTS
+from tests.support.helpers import EXPERIMENTS, ROOT
 
 SHARDS = ["--data=datamodules.ImageShards", "--data.train_shards=a", "--data.validation_shards=b"]
 CACHE = ["--data=datamodules.LatentShards", "--data.cache=a"]
@@ -62,3 +65,23 @@ def test_options_of_the_base_classes_are_known_and_misspelt_ones_are_not(
 def test_what_digits_decide_cannot_be_set(capsys: pytest.CaptureFixture[str]) -> None:
     for key in ("train_shards", "num_classes", "horizontal_flip"):
         assert key in error_of(capsys, "--data=datamodules.Digits", f"--data.{key}=1")
+
+
+def test_importing_datamodules_loads_no_model_code() -> None:
+    program = (
+        "import sys, datamodules; heavy = {'timm', 'webdataset', 'fsspec.implementations.http', 'maetok.networks', "
+        "'maetok.runtime'}; print(sorted(heavy & sys.modules.keys()))"
+    )
+    found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_packing_keeps_its_public_names() -> None:
+    from datamodules import digits, pack
+    from datamodules.pack.split import PackOptions
+
+    assert pack.PackOptions is PackOptions
+    assert digits.digit_images is pack.digit_images
+    assert all(callable(getattr(pack, name)) for name in pack.HOMES)
+    with pytest.raises(AttributeError, match=r"datamodules\.pack.*no attribute 'pack_nothing'"):
+        getattr(pack, "pack_nothing")  # noqa: B009 - an attribute that does not exist

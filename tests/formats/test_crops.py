@@ -23,6 +23,15 @@ def test_center_crop_keeps_the_middle_and_the_aspect() -> None:
     assert center_crop(image, (20, 40)).equal(image)
 
 
+@pytest.mark.parametrize(("length", "first"), [(40, 10), (41, 10), (42, 11)])
+def test_center_crop_begins_at_the_floor_of_half_the_rest(length: int, first: int) -> None:
+    ramp = torch.arange(length, dtype=torch.uint8)
+    tall, wide = ramp[None, :, None].expand(3, length, 20), ramp[None, None, :].expand(3, 20, length)
+    expected = list(range(first, first + 20))
+    assert center_crop(tall, (20, 20))[0, :, 0].tolist() == expected
+    assert center_crop(wide, (20, 20))[0, 0, :].tolist() == expected
+
+
 def test_random_crop_covers_the_wanted_share() -> None:
     ramp = torch.arange(64, dtype=torch.uint8).expand(3, 64, 64).contiguous()
     for uniform in np.random.default_rng(0).random((20, 3)):
