@@ -31,4 +31,10 @@ def test_it_is_trained_against_the_autoencoder(tmp_path: Path, digits_root: Path
     term.backward()
     expected = -model.discriminator.judge.weight[0] / (3 * 64 * 64)
     torch.testing.assert_close(reconstructions.grad[1, :, 5, 9], expected.detach())
-    assert cli.trainer.callback_metrics["discriminator/adversarial"] > 0
+    logged = cli.trainer.callback_metrics
+    assert logged["discriminator/adversarial"] > 0
+    assert logged["train/adversarial"] != 0
+    torch.testing.assert_close(
+        logged["train/loss"],
+        logged["train/reconstruction"] + 0.1 * logged["train/adaptive_weight"] * logged["train/adversarial"],
+    )
