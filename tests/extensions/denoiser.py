@@ -1,5 +1,6 @@
 """A denoiser from outside the package, with blocks of its own: an MLP mixer whose channels the condition scales."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -80,3 +81,29 @@ class MixerDenoiser(Denoiser):
         for layer in self.layers:
             tokens = layer(tokens, embedded.to(tokens.dtype))
         return self.output(tokens).to(x.dtype)
+
+
+class SummaryDenoiser(MixerDenoiser):
+    """Conditioned on something that the package does not know: the mean latent, in a dict; zeros are "no condition"."""
+
+    has_null_condition = True
+
+    def __init__(self) -> None:
+        super().__init__(num_classes=None)
+        self.summary = nn.Linear(4, 4)
+
+    def condition_of(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the mean latent (B, C)."""
+        return {"summary": batch["latents"].mean(1)}
+
+    def drop_condition(self, condition: dict[str, Tensor], uniform: Tensor, probability: float) -> dict[str, Tensor]:
+        """Set it to zero where ``uniform < probability``."""
+        return {"summary": condition["summary"] * (uniform >= probability)[:, None]}
+
+    def without_condition(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return zeros."""
+        return {"summary": torch.zeros_like(condition["summary"])}
+
+    def forward(self, x: Tensor, t: Tensor, condition: Any = None) -> Tensor:
+        """Predict the velocity (B, L, C)."""
+        return super().forward(x, t) + self.summary(condition["summary"])[:, None]

@@ -12,9 +12,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from lightning_modules import Sampling
+from maetok.flow import Euler, index_noise
 from maetok.networks.inference import PackedLinear, multiplied_by_onednn, prepare_for_inference
 from maetok.training.sharding import shard
-from tests.extensions.denoiser import MixerDenoiser
+from tests.extensions.denoiser import MixerDenoiser, SummaryDenoiser
 from tests.support.blocks import compiled_graphs, forward_calls
 from tests.support.diffusion import diffusion, diffusion_cache, latent_shards, optimization, trainer
 from tests.support.helpers import EXPERIMENTS, TINY
@@ -154,3 +156,22 @@ def test_it_trains_and_samples_in_latent_diffusion(tmp_path: Path, num_classes: 
     images = model.sample(torch.arange(2), torch.zeros(2, dtype=torch.long))
     assert images.shape == (2, 3, 8, 8)
     assert torch.equal(images[0], images[1]) == (num_classes is None)  # of the same noise
+
+
+def test_a_condition_of_another_kind_is_passed_on_unread(tmp_path: Path) -> None:
+    """In training with dropout, in validation of valid rows only, and in guided samples."""
+    cache, seen = diffusion_cache(tmp_path), []
+    model = diffusion(denoiser=SummaryDenoiser(), label_dropout=0.5, sampling=Sampling(Euler(1), 2.0))
+    hook = model.denoiser.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2]["summary"]))
+    fitted = trainer(tmp_path, 4)
+    fitted.fit(model, datamodule=latent_shards(cache))
+    dropped = torch.cat(seen).eq(0).all(1)
+    assert 4 < dropped.sum() < 20  # of 24
+    hook.remove()
+    metrics = fitted.validate(model, datamodule=latent_shards(cache, evaluation_batch_size=20), verbose=False)[0]
+    assert 0 < metrics["validation/diffusion_loss"] < 10
+    condition, indices = {"summary": torch.randn(2, 4)}, torch.arange(2)
+    noise, network = index_noise(0, indices, shape=(3, 4)), model.averaged_denoiser
+    away, towards = (network(noise, torch.ones(2), it) for it in (network.without_condition(condition), condition))
+    expected = model.decode(model.normalizer.denormalize(noise - (away + 2 * (towards - away))))
+    torch.testing.assert_close(model.sample(condition, indices), expected, atol=1e-5, rtol=1e-5)

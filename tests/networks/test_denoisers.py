@@ -17,7 +17,7 @@ from maetok import LightningDiT, SiT
 from maetok.networks import Denoiser, TransformerSize, drop_labels
 from maetok.networks.denoiser.lightning_dit import rotary_angles, swiglu
 from maetok.networks.denoiser.published_sit import to_published_name
-from maetok.networks.denoiser.transformer import SIZES, ConditionedBlock
+from maetok.networks.denoiser.transformer import SIZES
 from maetok.networks.layers.rope import rotate
 from tests.conftest import DATA
 
@@ -334,7 +334,7 @@ class TestBoth:
         plain = small(kind, seed=1, size=TransformerSize(32, 1, 2), qk_norm=True)
         compiled, inputs = copy.deepcopy(plain), batch()
         compiled.compile_blocks()
-        assert all(block._compiled_call_impl for block in compiled.modules() if isinstance(block, ConditionedBlock))
+        assert all(block._compiled_call_impl for block in compiled.blocks())
         assert compiled.state_dict().keys() == plain.state_dict().keys()
         velocities = [denoiser(*inputs) for denoiser in (compiled, plain)]
         torch.testing.assert_close(*velocities, atol=1e-5, rtol=1e-5)
