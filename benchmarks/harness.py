@@ -1,7 +1,7 @@
 """Run named cases in fresh processes, repeat after repeat, and compare the medians as ratios.
 
 A case is a function that measures something and returns numbers. Every repeat of every case runs in its own process, so
-peak memory and CPU time are those of the case alone. The repeats of all cases are interleaved, so a change in the load
+peak memory and CPU time belong to the case alone. The repeats of all cases are interleaved, so a change in the load
 of the machine affects all of them. Each process uses one thread.
 
 CPU time is user + system time of the process and its live loader workers. It is read from /proc after the first batches

@@ -35,7 +35,7 @@ class Tree:
 
     @property
     def task(self) -> str:
-        """The class of the model as it is written, or "" if none is."""
+        """Return the class of the model as written, or "" if there is none."""
         model = self.values.get("model")
         name = model.get("class_path") if isinstance(model, dict) else model
         return name if isinstance(name, str) else ""
@@ -120,14 +120,14 @@ def arguments_of(tree: dict[str, Any], part: str) -> dict[str, Any]:
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return a list as it is, None as an empty list, anything else as a list of one."""
+    """Return a list unchanged, None as an empty list, anything else as a list of one."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def settings(arguments: list[str]) -> Iterator[tuple[int, str, str]]:
     """Yield position, key and value of the flags of a command line, ``config`` included, in order.
 
-    The position is that of the argument with the value: ``--key=value``, or what follows ``--key``.
+    The position belongs to the argument with the value: ``--key=value``, or what follows ``--key``.
     """
     position = 0
     while position < len(arguments):

@@ -8,7 +8,7 @@ SPLITMIX_STEP = np.uint64(0x9E3779B97F4A7C15)
 def uniform_numbers(seed: int, epochs: np.ndarray, indices: np.ndarray, count: int) -> np.ndarray:
     """Return random numbers in [0, 1) that are a function of (seed, epoch, sample) alone.
 
-    A hash (the output function of SplitMix64, Steele, Lea and Flood 2014) computes those of a whole batch at once.
+    A hash (the output function of SplitMix64, Steele, Lea and Flood 2014) serves a whole batch at once.
     Constructing a generator for each sample would take a tenth of the time of decoding it.
 
     Args:

@@ -33,7 +33,7 @@ class ImageBatch(TypedDict):
 
 
 class LatentBatch(TypedDict):
-    """One batch of cached latents of one process. The other entries are those of :class:`ImageBatch`."""
+    """One batch of cached latents of one process. The other entries are as in :class:`ImageBatch`."""
 
     latents: Tensor
     """(B, L, C) raw latents: in the stored dtype from a loader, float32 in tasks and callbacks."""

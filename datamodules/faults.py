@@ -34,7 +34,7 @@ def describe_counts(counts: dict[str, int]) -> str:
 
 
 class FaultMonitor:
-    """Counts the samples and faults of this process; ``check`` sums and reports those of all processes.
+    """Counts the samples and faults of this process; ``check`` sums and reports them over all processes.
 
     Args:
         max_fault_rate: largest allowed share of broken samples, among those read or in the data set if it is larger.

@@ -34,7 +34,7 @@ class EpochShuffle:
         shard_sizes: samples of each shard; samples are numbered shard after shard.
         seed: seed of the order.
         window: None shuffles all samples together. A number W permutes the shards, then shuffles the samples of W
-            shards together, then those of the next W, for storage that is too small or too slow for all shards.
+            shards together, then the samples of the next W, for storage that is too small or too slow for all shards.
     """
 
     shard_sizes: Sequence[int]

@@ -238,7 +238,7 @@ class ShardedData(LightningDataModule):
         """Continue at a saved position.
 
         Raises:
-            ShardError: if seed or data differ from those of the checkpoint, so that the order would not continue.
+            ShardError: if seed or data differ from the checkpoint's, so that the order would not continue.
         """
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return  # the other subcommands read in stored order

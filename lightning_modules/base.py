@@ -36,7 +36,7 @@ from maetok.training.step_guard import StepGuard
 class Task(LightningModule):
     """Base of all tasks. Callbacks call only ``encode``, ``decode``, ``reconstruct``, ``views`` and ``sample``.
 
-    They call them outside autocast, so callbacks measure in float32 whatever the training precision.
+    They call them outside autocast, so callbacks measure in float32 in every training precision.
 
     A step is a step of the first optimizer. ``trainer.max_steps``, schedules, checkpoints and the axis of all logs
     count these steps, regardless of other optimizers and micro-batches. A step that the guard skips, because loss or

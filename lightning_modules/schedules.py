@@ -1,4 +1,4 @@
-"""Learning-rate schedules over optimizer steps, as factors of the optimizer's own rate; what a continued run keeps."""
+"""Learning-rate schedules over optimizer steps, as factors of the optimizer's own rate; options of continued runs."""
 
 import math
 
@@ -49,7 +49,7 @@ class ConstantWithWarmup(LambdaLR):
 
 
 def apply_configured_options(optimizer: Optimizer, configured: Optimizer) -> None:
-    """Give a restored optimizer the options of a new one, but its learning rate by what the schedule has left of it."""
+    """Give a restored optimizer the options of a new one, with the learning rate at the schedule's current factor."""
     for group, options in zip(optimizer.param_groups, configured.param_groups, strict=True):
         stored, rate = group["initial_lr"], options["initial_lr"]
         if stored != rate:

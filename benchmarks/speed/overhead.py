@@ -64,7 +64,7 @@ class Clocks(Callback):
     seconds: ClassVar[defaultdict[str, float]]
     """CPU seconds so far, by clock; :func:`clocks` adds to it."""
     per_step: ClassVar[dict[str, float]]
-    """The same in each of the measured steps, with those of the whole loop and of the loader."""
+    """The same per measured step, with the whole loop and the loader."""
 
     def __init__(self, warm_up: int, steps: int) -> None:
         self.warm_up, self.steps = warm_up, steps
@@ -138,7 +138,7 @@ def measure_overhead(batch_size: int = 4, warm_up: int = 2, steps: int = 3) -> N
             f"--trainer.callbacks.warm_up={warm_up}",
             f"--trainer.callbacks.steps={steps}",
         ]
-        with suppress(SystemExit), redirect_stdout(sys.stderr):  # the last line printed is that of the harness
+        with suppress(SystemExit), redirect_stdout(sys.stderr):  # the harness prints the last line
             command_line(["fit", *arguments])
     if not Clocks.per_step:
         raise RuntimeError("training ended before the clocks were read; its output says why")

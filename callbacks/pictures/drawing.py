@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def picture_grid(columns: dict[str, Tensor], side: int, gap: int = 2) -> Tensor:
-    """One row per image, one column per view, all resized to ``side`` pixels: (3, H, W) float in [0, 1].
+    """Draw one row per image and one column per view, resized to ``side`` pixels: (3, H, W) float in [0, 1].
 
     Args:
         columns: views (B, 3, h, w) in [-1, 1] by name, in order.

@@ -79,7 +79,7 @@ def write_statistics(statistics: LatentSummary, step: int, path: Path) -> None:
 
 
 def log_statistics(writer: Any, statistics: LatentSummary, step: int) -> None:
-    """Numbers as scalars and lists over the channels as histograms, to a TensorBoard writer."""
+    """Write numbers as scalars and lists over channels as histograms to a TensorBoard writer."""
     for name, value in asdict(statistics).items():
         if isinstance(value, list):
             writer.add_histogram(f"latents/{name}", np.array(value), step)

@@ -20,7 +20,7 @@ class SamplePictures(Callback):
         classes: labels to draw, one row each.
         per_class: pictures of each class, without and with guidance each.
         side: side of a picture in pixels.
-        guidance_scale: of the right half; that of the task's ``sampling`` if not given.
+        guidance_scale: scale of the right half; by default the task's ``sampling.guidance_scale``.
     """
 
     def __init__(

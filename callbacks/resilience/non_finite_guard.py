@@ -211,7 +211,7 @@ class NonFiniteGuard(Callback):
             trainer,
             [record],
             {"rollbacks": len(self.rollback.spans)},
-            f"{self.max_in_a_row} steps from step {first_bad} on were skipped: training goes on after step "
+            f"{self.max_in_a_row} steps from step {first_bad} on were skipped: training continues after step "
             f"{self.last_step} with the weights of {path.name}; {self.rollback.left} rollbacks are left",
         )
 

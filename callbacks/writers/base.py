@@ -37,7 +37,7 @@ class ShardWriter(Callback):
         raise NotImplementedError
 
     def part(self, outputs: Any, batch: Any) -> Any:
-        """Return what is kept of one batch."""
+        """Return the part of a batch to keep."""
         raise NotImplementedError
 
     def write(self, data: Any, split: str, number: int) -> None:

@@ -52,7 +52,7 @@ class LatentWriter(ShardWriter):
         }
 
     def begin(self, data: Any) -> dict[str, set[int]]:
-        """Find the complete shards; with ``overwrite``, remove those of another cache."""
+        """Find the complete shards; with ``overwrite``, remove shards of another cache."""
         self.output.mkdir(parents=True, exist_ok=True)
         finished = {split: self.finished(data, split) for split in SPLITS}
         (self.output / MANIFEST).unlink(missing_ok=True)  # the cache must not be read until all shards are complete
@@ -64,7 +64,7 @@ class LatentWriter(ShardWriter):
         return {number: shard_path(self.output, split, number) for number in numbers}
 
     def finished(self, data: Any, split: str) -> set[int]:
-        """Return the numbers of the complete shards of a split; with ``overwrite``, remove those of another cache."""
+        """Return the numbers of the complete shards of a split; with ``overwrite``, remove shards of another cache."""
         found = set()
         for number, path in self.paths(data, split).items():
             if path.exists():

@@ -85,7 +85,7 @@ def visible_files(folder: Path) -> Iterator[str]:
 
 
 def folder_sample(source: Path, name: str, label: int | None) -> SourceSample | Fault | None:
-    """Return the sample of a file, or why it cannot be used, or None if its extension is not that of an image."""
+    """Return the sample of a file, or why it cannot be used, or None if it has no image extension."""
     extension = Path(name).suffix.lower().lstrip(".")
     if extension not in IMAGE_EXTENSIONS:
         return None

@@ -55,7 +55,7 @@ class InitFrom:
 
         Raises:
             FileNotFoundError: if there is no such checkpoint.
-            ValueError: if it holds no weights of this prefix, or those of another network.
+            ValueError: if it holds no weights of this prefix, or weights of another network.
         """
         path = self.locate()
         if on_meta_device(network):
@@ -72,7 +72,7 @@ class InitFrom:
             network.load_state_dict(weights)
         except RuntimeError as error:
             raise ValueError(
-                f"{self.KEY}.path={self.path}: the weights {self.prefix}* of {path} are those of another network than "
+                f"{self.KEY}.path={self.path}: the weights {self.prefix}* of {path} belong to another network than "
                 f"the config describes: {error}"
             ) from error
         return True

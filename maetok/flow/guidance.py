@@ -1,6 +1,6 @@
 """Velocity of a batch, with classifier-free guidance or autoguidance in an interval of times.
 
-A condition is whatever the denoiser takes: tensors with one row per sample, alone or in tuples and dicts, or None.
+A condition is what the denoiser accepts: tensors with one row per sample, alone or in tuples and dicts, or None.
 It is passed on unread.
 """
 
@@ -18,7 +18,7 @@ DenoiserFunction = Callable[[Tensor, Tensor, Any], Tensor]
 def evaluate(denoiser: DenoiserFunction, x: Tensor, t: float, condition: Any) -> Tensor:
     """Return the velocity (n, L, C), in the dtype of ``x``, of a denoiser that is called in its own dtype.
 
-    Its own dtype is that of its first floating-point parameter, or float32 if it has none; t is at least float32.
+    Its own dtype is the dtype of its first floating-point parameter, or float32 if it has none; t is at least float32.
     """
     parameters = denoiser.parameters() if isinstance(denoiser, nn.Module) else iter(())
     dtype = next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), torch.float32)

@@ -43,7 +43,7 @@ def time_grid(steps: int, shift: float = 1.0, last: float = 0.0) -> list[float]:
 
 
 class Solver(ABC):
-    """A method of integration. The state is float64, whatever the denoiser's dtype."""
+    """A method of integration. The state is float64, independent of the denoiser's dtype."""
 
     @abstractmethod
     def __call__(
@@ -189,7 +189,7 @@ class EulerMaruyama(FixedStepSolver):
 
 
 class Dopri5(Solver):
-    """Dormand-Prince 5(4) with adaptive steps, from torchdiffeq; default tolerances are those of SiT.
+    """Dormand-Prince 5(4) with adaptive steps, from torchdiffeq; default tolerances follow SiT.
 
     A step is accepted if the error of every sample is within tolerance. No step crosses an edge of a guidance interval.
     Steps depend on all samples of a batch, so a picture is the same in any batch only within tolerance. The denoiser

@@ -135,7 +135,7 @@ def load(network: nn.Module, state: Mapping[str, Tensor], record: NetworkRecord,
         network.load_state_dict(found)
     except RuntimeError as error:
         raise ValueError(
-            f"{source}: the weights {prefix}* are those of another network than the config describes; give the "
+            f"{source}: the weights {prefix}* belong to another network than the config describes; give the "
             f"config.yaml of the same run as --config: {error}"
         ) from error
 

@@ -5,7 +5,7 @@
         --features inception --weights weights/pt_inception-2015-12-05-6726825d.pth
 
 A result carries the protocol's bare name only if it deviates in nothing: ``gfid-adm@1000`` measures a thousand samples,
-and ``labels=unknown`` marks samples without labels, such as those of a folder. Distances are FID with Inception and FD
+and ``labels=unknown`` marks samples without labels, such as a folder's. Distances are FID with Inception and FD
 with any other network.
 """
 

@@ -8,7 +8,7 @@ from maetok.metrics.metric import Batch, Metric, Rows, UnavailableError
 def precision_recall(
     samples: Tensor, references: Tensor, neighbours: int = 3, chunk: int = 1000
 ) -> tuple[float, float]:
-    """Return the share of samples on the manifold of the references, and of references on that of the samples.
+    """Return the share of samples on the manifold of the references, and of references on the samples' manifold.
 
     The manifold of a set is the union of the balls around its members; each ball reaches to the k-th neighbour of its
     member. torch-fidelity computes both shares; float64 keeps rounding from deciding who lies inside, where the ADM

@@ -141,7 +141,7 @@ def published_latent_moments(path_or_repo: str | Path) -> tuple[Tensor, Tensor]:
     if not {"vq_mean", "vq_std"} <= config.keys():
         raise ValueError(
             f"{folder} has neither {STATISTICS_FILE} nor vq_mean and vq_std in config.json: give the folder of an "
-            "exported SiT, or for a released SiT that of its tokenizer"
+            "exported SiT, or for a released SiT the folder of its tokenizer"
         )
     mean, std = (torch.tensor(config[key], dtype=torch.float32) for key in ("vq_mean", "vq_std"))
     return mean, std

@@ -37,7 +37,7 @@ class EMA(nn.Module):
         self.register_load_state_dict_pre_hook(_keep_shared)
 
     def train(self, mode: bool = True) -> "EMA":
-        """Stay in evaluation mode whatever is asked."""
+        """Stay in evaluation mode for any ``mode``."""
         return super().train(False)
 
     def is_shared(self, name: str) -> bool:

@@ -54,7 +54,7 @@ class TestInitFrom:
             InitFrom(str(path), "model.tokenizer.").load(tokenizer())
         other = Tokenizer(image_size=32, patch_size=8, latent_tokens=5, encoder=SIZE, decoder=SIZE)
         with pytest.raises(
-            ValueError, match=r"(?s)those of another network than the config describes: .*size mismatch"
+            ValueError, match=r"(?s)belong to another network than the config describes: .*size mismatch"
         ):
             InitFrom(str(path)).load(other)
 

@@ -27,7 +27,7 @@ class Network(nn.Module):
     """Base of all trained networks. A subclass defines ``blocks``, as a method or as :class:`Blocks`."""
 
     blocks: Callable[[], list[nn.Module]]
-    """Return the repeated blocks: each is sharded, compiled, packed for inference, recomputed and planned by itself.
+    """Return the repeated blocks: each is sharded, compiled, packed for inference, recomputed and planned separately.
 
     The network calls a block as a module (``block(...)``), never its ``forward``. Blocks do not contain one another.
     """
@@ -42,7 +42,7 @@ class Network(nn.Module):
         return [self]
 
     def float32_modules(self) -> list[nn.Module]:
-        """Return the modules that compute in float32 whatever the precision of training; none by default."""
+        """Return the modules that compute in float32 in every precision of training; none by default."""
         return []
 
     def compile_blocks(self) -> None:

@@ -112,7 +112,7 @@ class Tokenizer(Network):
 
     @property
     def compile_options(self) -> dict[str, Any]:
-        """Compile each length of a sequence by itself, unless masked patches are dropped, which makes many lengths.
+        """Compile each length of a sequence separately, unless masked patches are dropped, which makes many lengths.
 
         One length never has two compiled versions: activation checkpointing must meet in the backward pass the version
         that ran in the forward pass. All blocks share one code, which is called in more ways (with and without padding,
@@ -150,7 +150,7 @@ class Tokenizer(Network):
         return self.decoder.output.weight
 
     def trainable_parameters(self, stage: int) -> list[nn.Parameter]:
-        """Return all parameters for stage 1, those of the pixel decoder for stage 2."""
+        """Return all parameters for stage 1, and the pixel decoder's for stage 2."""
         return list((self if stage == 1 else self.decoder).parameters())
 
     def auxiliary_decoder(self, dim: int, depth: int | Literal["linear"]) -> Network:
