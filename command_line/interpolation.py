@@ -49,6 +49,8 @@ class InterpolationError(ValueError):
 class Interpolation:
     """Resolves texts of a command against its merged tree.
 
+    A text that cannot be resolved is dropped if a later file or flag replaces its value.
+
     Raises:
         InterpolationError: if a text of a file or flag cannot be resolved, or a flag sets a shared value that no text
             refers to.
@@ -58,9 +60,16 @@ class Interpolation:
         self.tree = tree
         self._root: Any = None
         texts = [text for text in tree.texts if MARK in text[2]]
-        for step in (check_grammar, self._resolved):
-            for where, key, text in texts:
-                checked(step, where, key, text)
+        self.replaced: set[str] = set()
+        for where, key, text in texts:
+            checked(check_grammar, where, key, text)
+        for where, key, text in texts:
+            try:
+                checked(self._resolved, where, key, text)
+            except InterpolationError:
+                if tree.has(key, text):
+                    raise
+                self.replaced.add(text)
         for flag in flags:
             if flag.startswith("shared.") and not any(flag in text for _, _, text in texts):
                 raise InterpolationError(
@@ -71,12 +80,15 @@ class Interpolation:
     def __call__(self, content: Any) -> Any:
         """Return the content of a file or a text with all its interpolations resolved."""
         if isinstance(content, dict):
-            return {key: self(value) for key, value in content.items()}
+            return {key: self(value) for key, value in content.items() if not self._is_replaced(value)}
         if isinstance(content, list):
             return [self(value) for value in content]
         if isinstance(content, str) and MARK in content:
             return checked(self._resolved, "a config or flag", "some key", content)
         return content
+
+    def _is_replaced(self, value: Any) -> bool:
+        return isinstance(value, str) and value in self.replaced
 
     def _resolved(self, text: str) -> Any:
         from omegaconf import OmegaConf  # slow to import, and --help needs none of it

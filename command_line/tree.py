@@ -40,6 +40,15 @@ class Tree:
         name = model.get("class_path") if isinstance(model, dict) else model
         return name if isinstance(name, str) else ""
 
+    def has(self, key: str, text: str) -> bool:
+        """Return whether a key still has a text; for keys inside lists, always True."""
+        value: Any = self.values
+        for part in key.split("."):
+            if isinstance(value, list) or part.endswith("+"):
+                return True
+            value = value.get(part) if isinstance(value, dict) else None
+        return value == text
+
     def add_config(self, value: str, subcommand: str | None = None) -> None:
         """Merge the value of ``--config``: the name of a file, or YAML; with a subcommand, only its section."""
         path = Path(value).absolute()

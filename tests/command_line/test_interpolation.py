@@ -74,6 +74,20 @@ class TestWhatIsSeen:
         assert sizes(printed_config(DIGITS, "--data.image_size=16")) == (16, 32)  # init_args may be left out
         assert sizes(printed_config(DIGITS, write("data: {init_args: {image_size: 24}}"))) == (24, 32)
 
+    def test_a_value_that_is_replaced_needs_no_environment(
+        self, monkeypatch: pytest.MonkeyPatch, write: Any, refused: Any
+    ) -> None:
+        monkeypatch.delenv("NOT_SET_ANYWHERE", raising=False)
+        size = write("data: {init_args: {image_size: '${oc.env:NOT_SET_ANYWHERE}'}}", "size.yaml")
+        assert sizes(printed_config(DIGITS, size, "--data.init_args.image_size=16")) == (16, 32)
+        assert sizes(printed_config(DIGITS, size, write("data: {init_args: {image_size: 24}}"))) == (24, 32)
+        assert "size.yaml: data.init_args.image_size: ${oc.env:NOT_SET_ANYWHERE}" in refused(size, DIGITS, size)
+        other = write("trainer: {max_steps: '${oc.env:NOT_SET_ANYWHERE}'}")
+        message = refused(DIGITS, size, other, "--data.init_args.image_size=16")
+        assert "later.yaml: trainer.max_steps: ${oc.env:NOT_SET_ANYWHERE}" in message
+        inside = write("trainer: {callbacks+: [{class_path: '${oc.env:NOT_SET_ANYWHERE}'}]}")
+        assert "callbacks+.0.class_path" in refused(DIGITS, inside)
+
     def test_any_key_from_the_top_without_the_subcommand(self, write: Any) -> None:
         later = write(
             "trainer: {log_every_n_steps: '${trainer.max_steps}'}\n"
