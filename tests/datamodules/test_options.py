@@ -70,7 +70,7 @@ def test_what_digits_decide_cannot_be_set(capsys: pytest.CaptureFixture[str]) ->
 def test_importing_datamodules_loads_no_model_code() -> None:
     program = (
         "import sys, datamodules; heavy = {'timm', 'webdataset', 'fsspec.implementations.http', 'maetok.networks', "
-        "'maetok.runtime'}; print(sorted(heavy & sys.modules.keys()))"
+        "'maetok.checkpoints'}; print(sorted(heavy & sys.modules.keys()))"
     )
     found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
