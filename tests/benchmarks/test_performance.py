@@ -1,9 +1,9 @@
-"""What ``python -m benchmarks`` makes of its measurements."""
+"""``python -m benchmarks``: its measurements and the tables that it makes of them."""
 
 import json
 import math
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,37 +14,76 @@ from benchmarks.speed import report as performance
 from benchmarks.speed.report import Target
 
 
-def burn(seconds: float) -> None:
-    """Use so much time of the processor, and one matrix product of 2 * 8**3 FLOPs."""
-    torch.ones(8, 8) @ torch.ones(8, 8)
-    started = time.process_time()
-    while time.process_time() - started < seconds:
-        pass
+class Clock:
+    """A clock of the processor that moves only when a variant says so."""
+
+    now = 0.0
+
+    def process_time(self) -> float:
+        return self.now
 
 
-def test_variants_are_compared_in_cpu_seconds_per_image() -> None:
-    calls = {"reference": lambda: burn(0.04), "suite": lambda: burn(0.01)}
-    numbers = variants.measure(calls, "float32", 2, 3)
-    assert numbers["reference seconds min"] >= 0.02
-    assert numbers["suite FLOPs"] == 2 * 8**3 / 2
-    for name in calls:
-        share = numbers[f"{name} FLOPs"] / numbers[f"{name} seconds"] / numbers["limit"]
-        assert numbers[f"{name} limit share"] == pytest.approx(share, rel=0.5)
-    assert numbers["suite ratio min"] <= numbers["suite ratio"] <= numbers["suite ratio max"]
-    assert numbers["suite ratio"] > 1  # the first one is given four times the work
-    assert "reference ratio" not in numbers
+def test_variants_take_turns_and_are_compared_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, order = Clock(), []
+    monkeypatch.setattr(variants, "time", clock)
+    limits = iter([100.0, 200.0, 400.0])
+    monkeypatch.setattr(variants, "matrix_product", lambda precision: next(limits))
+    seconds = {"reference": iter([50.0, 4.0, 8.0, 12.0]), "suite": iter([60.0, 1.0, 4.0, 3.0])}  # first: warm-up
+
+    def call(name: str) -> None:
+        order.append(name)
+        torch.ones(8, 8) @ torch.ones(8, 8)
+        clock.now += next(seconds[name])
+
+    numbers = variants.measure({name: lambda name=name: call(name) for name in seconds}, "float32", 2, 3)
+    assert order == ["reference", "suite"] * 2 + ["suite", "reference"] + ["reference", "suite"]
+    expected = {
+        "images": 2,
+        "limit": 200.0,
+        "reference FLOPs": 512.0,  # 2 * 8**3 for two images
+        "suite FLOPs": 512.0,
+    }
+    median_min_max = {
+        "reference seconds": (4.0, 2.0, 6.0),
+        "suite seconds": (1.5, 0.5, 2.0),
+        "suite ratio": (4.0, 2.0, 4.0),  # 2 / 0.5, 4 / 2, 6 / 1.5; the medians alone would give 2.67
+        "reference limit share": (512 / 4 / 200, 512 / 6 / 400, 512 / 2 / 100),
+        "suite limit share": (512 / 2 / 200, 512 / 1.5 / 400, 512 / 0.5 / 100),
+    }
+    for name, values in median_min_max.items():
+        expected |= dict(zip((name, f"{name} min", f"{name} max"), values, strict=True))
+    assert numbers.pop("peak MiB") > 10
+    assert numbers == pytest.approx(expected)
 
 
-def test_only_the_suite_runs_with_fast_products() -> None:
-    matmul = torch.backends.mkldnn.matmul
-    before = matmul.fp32_precision
-    seen = {}
-    for name in ("reference", "reference, read", "suite", "suite, compiled"):
-        with variants.settings_of(name):
-            seen[name] = matmul.fp32_precision
-    assert matmul.fp32_precision == before
-    assert seen["reference"] == seen["reference, read"] == before
-    assert seen["suite"] == seen["suite, compiled"]
+def test_only_the_suite_runs_with_fast_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    matmul, calls, seen = torch.backends.mkldnn.matmul, [], {}
+
+    def fast() -> None:
+        calls.append(None)
+        matmul.fp32_precision = "bf16"
+
+    monkeypatch.setattr(variants, "use_fast_float32", fast)
+    matmul.fp32_precision = "ieee"
+    try:
+        for name in ("reference", "reference, read", "suite", "suite, compiled"):
+            with variants.settings_of(name):
+                seen[name] = (matmul.fp32_precision, len(calls))
+            assert matmul.fp32_precision == "ieee"
+    finally:
+        matmul.fp32_precision = "none"
+    assert seen == {
+        "reference": ("ieee", 0),
+        "reference, read": ("ieee", 0),
+        "suite": ("bf16", 1),
+        "suite, compiled": ("bf16", 2),
+    }
+
+
+def test_the_limit_is_the_rate_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 3.0, 10.0, 12.0, 20.0, 25.0] + [30.0, 33.0] * 5)
+    monkeypatch.setattr(variants, "time", SimpleNamespace(process_time=lambda: next(times)))
+    assert variants.matrix_product("bfloat16") == 2 * 1536 * 768 * 3072 / 2.0
 
 
 def test_exponent_of_a_power_law() -> None:
@@ -75,7 +114,8 @@ def test_every_case_names_a_function_and_every_target_a_variant() -> None:
     from benchmarks.speed import networks
 
     cases = performance.comparisons()
-    assert len({it.case.name for it in cases}) == len(cases)
+    assert len({it.case.name for it in cases}) == len(cases) > 10
+    assert sum(it.target is not None for it in cases) > 5
     for it in cases:
         assert callable(getattr(networks, it.case.function.split(":")[1]))
         assert it.target is None or it.target.variant in ("suite", "suite, compiled", "suite, drop")

@@ -127,7 +127,9 @@ class TestTokenizer:
         assert_same_tokenizer(Tokenizer.from_pretrained(tmp_path / "folder"), network)
         before, after = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "folder"))
         assert before.keys() == after.keys()
-        assert all(torch.equal(before[key], after[key]) for key in before if key.startswith(("encoder.", "quant_")))
+        kept = [key for key in before if key.startswith(("encoder.", "quant_"))]
+        assert len(kept) > 20
+        assert all(torch.equal(before[key], after[key]) for key in kept)
         assert not torch.equal(before["decoder.to_pixel.model.weight"], after["decoder.to_pixel.model.weight"])
 
     @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from maetok.networks.tokenizer.published import to_our_name, to_published_name
 from tests.conftest import DATA
 
 FOLDERS = sorted(path.name for path in DATA.glob("ae_*"))
+assert len(FOLDERS) >= 6, f"{DATA} holds only {FOLDERS}: MAETOK_TEST_DATA must name a folder of reference tensors"
 WITH_INTERMEDIATES = ["ae_movq_rope", "ae_plain_rope"]
 
 
