@@ -275,7 +275,7 @@ class TestErrors:
             export(checkpoint, tmp_path / "folder", weights="raw")
         config = {"model": {"class_path": STAGE_2, "init_args": tokenizer_config(latent_tokens=5)}}
         (tmp_path / "other.yaml").write_text(yaml.safe_dump(config))
-        with pytest.raises(ValueError, match=r"(?s)of another network than the config describes.*size mismatch"):
+        with pytest.raises(ValueError, match=r"(?s)to another network than the config describes.*size mismatch"):
             export(checkpoint, tmp_path / "folder", tmp_path / "other.yaml")
         assert not (tmp_path / "folder").exists()
 
