@@ -1,4 +1,4 @@
-"""The latent cache holds what the tokenizer gives, exactly once, whatever was interrupted."""
+"""The latent cache holds the latents of every sample exactly once, also after interruptions."""
 
 import json
 from pathlib import Path

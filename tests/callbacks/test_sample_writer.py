@@ -1,4 +1,4 @@
-"""Samples are written once each, the same however they are computed; pictures of samples."""
+"""Every sample is written once, and the number of processes or interruptions does not change it."""
 
 import json
 from pathlib import Path
@@ -65,7 +65,7 @@ def pixels(output: Path) -> np.ndarray:
 
 
 def assert_same_but_for_rounding(found: Path, expected: Path) -> None:
-    """A matrix product rounds differently for other numbers of rows: about 1e-6, seldom across a border of uint8."""
+    """A matrix product rounds differently for other numbers of rows: by about 1e-6, which rarely changes a uint8."""
     difference = np.abs(pixels(found).astype(int) - pixels(expected).astype(int))
     assert difference.max() <= 1
     assert (difference > 0).mean() < 1e-3
@@ -133,7 +133,7 @@ def pictures(folder: Path, **options: Any) -> None:
 
 
 def test_two_processes_write_and_draw_what_one_does(whole: Path, tmp_path: Path) -> None:
-    """Bit for bit."""
+    """The images are equal bit for bit."""
     run_subprocess(PROGRAM, tmp_path, str(tmp_path / "samples"))
     assert file_sha256(tmp_path / "samples" / "samples.npz") == file_sha256(whole / "samples.npz")
     assert np.array_equal(np.load(whole / "samples.npz")["arr_0"], pixels(tmp_path / "samples"))
@@ -208,7 +208,7 @@ def test_a_denoiser_that_was_trained_anew_is_another_one(tmp_path: Path) -> None
 
 
 def test_a_published_denoiser_needs_the_statistics_of_its_latents(tmp_path: Path) -> None:
-    """Without them its latents would be decoded as they are; it samples what the task samples that it is from."""
+    """Without them its latents would be decoded unscaled; with them it samples what its training task samples."""
     task, folder = model(), tmp_path / "sit"
     task.normalizer.set_statistics(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0.5, 1.0, 2.0, 3.0]))
     task.averaged_denoiser.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""A web server and a file system in memory that stand for remote storage, and a folder of images."""
+"""Remote storage (a web server, a file system in memory) and a folder of images."""
 
 import threading
 from collections import Counter
@@ -16,7 +16,7 @@ SHARD = bytes(range(256)) * 40
 
 
 class Server(ThreadingHTTPServer):
-    """Serves ``files``; counts requests; fails, stalls or cuts as it is told."""
+    """Serves ``files`` and counts requests; fails, stalls or cuts answers on demand."""
 
     daemon_threads = True
     request_queue_size = 128

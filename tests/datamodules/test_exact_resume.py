@@ -1,4 +1,4 @@
-"""Any number of processes and workers reads the same samples and pixels, and goes on where a run was killed."""
+"""Any number of processes and workers reads the same samples and pixels, and resumes where a run was killed."""
 
 import hashlib
 import json
@@ -27,13 +27,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def process(data: ImageShards, rank: int, world_size: int) -> ImageShards:
-    """The datamodule as one of several processes sees it."""
+    """Return the datamodule of one of several processes."""
     data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)
     return data
 
 
 def global_batches(folder: Path, world_size: int, workers: int, batches: int, position: int = 0) -> list[tuple]:
-    """(index, image) of the samples of each global batch, put together from all processes."""
+    """Return (index, image) of the samples of each global batch, merged from all processes."""
     loaders = []
     for rank in range(world_size):
         data = process(image_shards(folder, workers, **AUGMENTED), rank, world_size)
@@ -144,7 +144,7 @@ trainer.fit(Recorder(), data, ckpt_path=resolve_checkpoint("last", run, "fit"))
 def test_a_killed_run_goes_on_with_the_next_sample(
     folder: Path, tmp_path: Path, devices: tuple[int, int], workers: int, batch_size: tuple[int, int]
 ) -> None:
-    """Killed in step 7, continued from step 4, on as many processes or on three instead of two (and a larger batch)."""
+    """Kill in step 7, resume from step 4, on as many processes or on three instead of two (with a larger batch)."""
     for run, count, size, kill_at in zip((1, 2), devices, batch_size, (7, -1), strict=True):
         arguments = [str(folder), str(tmp_path), str(count), str(workers), str(size), str(kill_at)]
         run_subprocess(PROGRAM, tmp_path, *arguments, succeeds=run == 2)
@@ -164,7 +164,7 @@ def test_a_killed_run_goes_on_with_the_next_sample(
 
 
 def seen_batches(run: Path, world_size: int) -> dict[int, list[tuple]]:
-    """What each step was given, put together from all processes."""
+    """Return the samples of each step, merged from all processes."""
     parts: dict[int, dict[int, list]] = {}
     for path in run.glob("seen.*"):
         _, step, rank, _ = path.name.split(".")

@@ -1,4 +1,4 @@
-"""Faults in a real run: logged, listed with shard and key, counted over all processes, and stopping all of them."""
+"""Faults in a real run are logged, listed with shard and key, counted over all processes, and stop all of them."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.support.shards import encoded, image_shards, write_shards, write_tar
 
 
 class Sum(LightningModule):
-    """Trains nothing worth mentioning."""
+    """Trains a single weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ def test_too_many_broken_images_stop_the_run(tmp_path: Path) -> None:
 
 
 def test_few_broken_images_do_not_stop_a_run_that_has_only_begun(tmp_path: Path) -> None:
-    """One in the first eight samples is more than a tenth of these, but not of the data."""
+    """One fault in the first eight samples is more than a tenth of these, but not of the data."""
     trainer = fit(shards_with_faults(tmp_path, 4, 0), steps=12, max_fault_rate=0.15)
     assert trainer.global_step == 12
 

@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def damaged(folder: Path, broken: set[int], count: int = 12) -> Path:
-    """Both splits with ``count`` samples, of which some are no images."""
+    """Write both splits with ``count`` samples, some of which are not images."""
     for split in ("train", "validation"):
         members = []
         for number in range(count):
@@ -83,7 +83,7 @@ def test_shardwise_prediction_skips_finished_shards(tmp_path: Path) -> None:
 
 
 class TestBrokenImages:
-    """An image that cannot be decoded is replaced in training and left out of evaluation; both say so."""
+    """An image that cannot be decoded is replaced in training and left out of evaluation; both report it."""
 
     def test_evaluation_marks_them(self, tmp_path: Path) -> None:
         data = image_shards(damaged(tmp_path, {1, 2}), batch_size=4)

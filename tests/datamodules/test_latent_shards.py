@@ -1,4 +1,4 @@
-"""Latents come back as they were written, in an exact order, and only for the tokenizer that made them."""
+"""Latents are read as they were written, in an exact order, and only for the tokenizer that encoded them."""
 
 import json
 from itertools import islice
@@ -118,7 +118,7 @@ def test_device_batches_are_float32(cache: Path) -> None:
 
 
 class TestRefusals:
-    """A cache that is not what the task needs is an error before any training."""
+    """A cache that does not suit the task is an error before any training."""
 
     def test_other_tokenizer(self, cache: Path) -> None:
         data = latent_shards(cache / "float16", stage=None)

@@ -1,4 +1,4 @@
-"""The order of samples: complete, shuffled, independent of processes, continued exactly."""
+"""The order of samples is complete, shuffled and independent of processes, and resumes exactly."""
 
 from itertools import islice
 
@@ -13,7 +13,7 @@ Batch = list[tuple[int, int]]
 def places(
     shuffle: EpochShuffle, batch_size: int, world_size: int, start: int, batches: int, drop_tail: bool = False
 ) -> list[Batch]:
-    """Global batches as lists of (epoch, index), put together from all processes."""
+    """Return global batches as lists of (epoch, index), merged from all processes."""
     per_rank = [
         list(islice(TrainingOrder(shuffle, batch_size, rank, world_size, lambda: start, drop_tail), batches))
         for rank in range(world_size)

@@ -1,4 +1,4 @@
-"""Packing: the same bytes in, the same bytes out, in parallel, after a kill, from folders, tar files and digits."""
+"""Packing gives the same bytes in parallel, after a kill, and from folders, tar files and digits."""
 
 import hashlib
 import io
@@ -142,7 +142,7 @@ class TestFolders:
 
 
 class TestFaults:
-    """Broken sources are left out and listed, or too many."""
+    """Broken sources are left out and listed; too many are an error."""
 
     def test_broken_samples_are_listed_and_left_out(self, image_folder: Path, tmp_path: Path) -> None:
         (image_folder / "cat" / "broken.jpg").write_bytes(encoded((12, 16), "JPEG")[:200])
@@ -173,7 +173,7 @@ class TestFaults:
 
 
 class TestKill:
-    """Finished shards are kept, half-written ones are written again, and the result is the same."""
+    """Complete shards are kept, half-written ones are written again, and the result is the same."""
 
     SLOW = (
         "import sys, time; from datamodules.pack import __main__ as pack, sources as s; "

@@ -1,4 +1,4 @@
-"""What is packed, and what is left out with a word: image folders, shards of others, options that cannot be meant."""
+"""Sources of packing: image folders and tar files; files left out are reported, impossible options refused."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.support.shards import encoded, image_shards, run_pack, write_shards, 
 
 
 class TestFolders:
-    """All images of the class folders come over, and all else is counted."""
+    """All images of the class folders are packed, and all other files are counted."""
 
     def test_images_may_lie_deeper_and_nothing_is_left_out_silently(
         self, image_folder: Path, tmp_path: Path, capsys
@@ -56,7 +56,7 @@ class TestFolders:
 
 
 class TestTarFiles:
-    """Shards of others are packed again, with unique keys."""
+    """Existing tar files are packed again with unique keys."""
 
     def test_samples_come_over_with_labels(self, tmp_path: Path) -> None:
         images = write_shards(tmp_path / "source", [5, 4])

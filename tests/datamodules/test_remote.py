@@ -1,4 +1,4 @@
-"""Remote files: which there are, how large they are, and what is said when they cannot be read."""
+"""Remote files: patterns, sizes, contents, and errors when they cannot be read."""
 
 import asyncio
 import socket
@@ -14,7 +14,7 @@ SIZE = len(SHARD)
 
 
 class TestLocations:
-    """What is refused before anything is read."""
+    """Impossible locations are refused before anything is read."""
 
     @pytest.mark.parametrize("location", ["http://host/a.tar", "s3://bucket/a.tar", "memory://a", "file:///tmp/a.tar"])
     def test_urls_are_remote(self, location: str) -> None:

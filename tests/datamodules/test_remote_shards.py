@@ -1,4 +1,4 @@
-"""Images from shards on a server give the batches of the same shards on disk, and faults of the server are errors."""
+"""Shards on a server give the batches of the same shards on disk, and faults of the server are errors."""
 
 from itertools import islice
 from pathlib import Path
@@ -84,7 +84,7 @@ def test_a_limit_is_kept_with_windowed_shuffling(packed: Path, server: Server, t
 
 
 class TestServerFaults:
-    """They are errors at the start where they can be known, and faults that name the shard later."""
+    """Known problems are errors at the start; later ones are faults that name the shard."""
 
     def test_listed_but_missing(self, packed: Path, server: Server, tmp_path: Path) -> None:
         del server.files["/data/train-000003.tar"]

@@ -1,4 +1,4 @@
-"""What is wrong with shards is an error before anything is trained, and single broken samples are counted."""
+"""Wrong shards are an error before any training, and single broken samples are counted."""
 
 import io
 import json
@@ -33,7 +33,7 @@ def packed(tmp_path: Path) -> Path:
 
 
 class TestBrokenSamples:
-    """One broken sample among good ones is left out and described; the run goes on only if the rate allows it."""
+    """One broken sample among good ones is left out and described; the run continues only if the rate allows it."""
 
     @pytest.mark.parametrize(
         ("members", "reason", "detail"),
@@ -98,7 +98,7 @@ class TestBrokenSamples:
 
 
 class TestBrokenShards:
-    """A shard that is broken as a whole is an error that says which, and what to do."""
+    """A shard that is broken as a whole is an error that names the shard and the remedy."""
 
     def test_truncated_inside_a_member(self, tmp_path: Path) -> None:
         path = write_tar(tmp_path / "x.tar", GOOD)
@@ -146,7 +146,7 @@ class TestBrokenShards:
 
 
 class TestIndexFile:
-    """``index.json`` replaces the walk, and is not believed blindly."""
+    """``index.json`` replaces the walk and is checked against the shards."""
 
     def test_index_and_walk_agree(self, packed: Path) -> None:
         by_index = load(packed)

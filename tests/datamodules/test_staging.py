@@ -1,4 +1,4 @@
-"""Copies of remote shards: what they cost and keep, and what happens when servers and processes fail."""
+"""Copies of remote shards: downloads, limits, and failures of servers and processes."""
 
 import multiprocessing
 import os
@@ -19,12 +19,12 @@ SIZE = len(SHARD)
 
 
 def files(folder: Path) -> list[str]:
-    """Names in a staging folder, without the empty files of locks."""
+    """Return the names in a staging folder without the lock files."""
     return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
 
 
 def in_forked_process(function, *arguments) -> object:
-    """What a function returns in a forked process; the exit status if it does not end within five seconds."""
+    """Return the result of a function in a forked process, or its exit status if it takes more than five seconds."""
     queue = FORK.SimpleQueue()
     process = FORK.Process(target=lambda: queue.put(function(*arguments)))
     process.start()
@@ -36,7 +36,7 @@ def in_forked_process(function, *arguments) -> object:
 
 
 class TestCopies:
-    """A copy is complete or not there."""
+    """A copy is complete or absent."""
 
     def test_one_download_then_none(self, server: Server, tmp_path: Path) -> None:
         staging = Staging(str(tmp_path / "new" / "folder"))
@@ -121,10 +121,10 @@ class TestCopies:
 
 
 class TestLimit:
-    """Copies of 100 bytes, and room for two and a half."""
+    """Copies have 100 bytes, and there is room for two and a half."""
 
     def use(self, staging: Staging, memory: str, number: int) -> Path:
-        """A copy, then marked as last used in the second of its number."""
+        """Return a copy after marking it as last used in the second of its number."""
         path = Path(staging.path(f"{memory}/train-{number}.tar", 100))
         assert path.read_bytes() == bytes([number]) * 100
         os.utime(path, (number, number))

@@ -13,7 +13,7 @@ from tests.support.shards import image_shards
 
 
 class MeanColours(LightningModule):
-    """ "Encodes" an image as the mean colours (4, 3) of its quarters, times a factor."""
+    """Encodes an image as the mean colours (4, 3) of its quarters, times a factor."""
 
     def __init__(self, tokenizer_hash: str = "a" * 64, mirrored: bool = True, factor: float = 1.0) -> None:
         super().__init__()

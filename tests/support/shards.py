@@ -15,7 +15,7 @@ Member = tuple[str, bytes]
 
 
 def encoded(size: tuple[int, int] = (8, 8), form: str = "PNG", seed: int = 0, **options: Any) -> bytes:
-    """A random picture of (height, width)."""
+    """Return an encoded random picture of (height, width)."""
     buffer = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(buffer, form, **options)
@@ -23,7 +23,7 @@ def encoded(size: tuple[int, int] = (8, 8), form: str = "PNG", seed: int = 0, **
 
 
 def write_tar(path: Path, members: list[Member]) -> Path:
-    """A tar file with these members, which Python's own tarfile writes."""
+    """Write a tar file with these members, using Python's tarfile."""
     with tarfile.open(path, "w") as archive:
         for name, data in members:
             info = tarfile.TarInfo(name)
@@ -33,7 +33,7 @@ def write_tar(path: Path, members: list[Member]) -> Path:
 
 
 def write_shards(folder: Path, counts: list[int], split: str = "train", classes: int = 10) -> list[bytes]:
-    """Shards with so many samples each, labels sorted; the images are returned in stored order."""
+    """Write shards with these numbers of samples and sorted labels; return the images in stored order."""
     folder.mkdir(parents=True, exist_ok=True)
     total, number, images = sum(counts), 0, []
     for shard, count in enumerate(counts):
@@ -47,7 +47,7 @@ def write_shards(folder: Path, counts: list[int], split: str = "train", classes:
 
 
 def image_shards(folder: Path, workers: int = 0, stage: str | None = "fit", **options: Any) -> ImageShards:
-    """The datamodule over shards in a folder, set up unless ``stage`` is None."""
+    """Return the datamodule of a folder of shards, set up unless ``stage`` is None."""
     defaults = {"image_size": 8, "num_classes": 10, "batch_size": 2, "loading": Loading(num_workers=workers)}
     data = ImageShards(f"{folder}/train-*.tar", f"{folder}/validation-*.tar", **(defaults | options))
     if stage:
