@@ -1,4 +1,4 @@
-"""Shares of a step from clocks, and clocks around functions."""
+"""``clocks`` times functions, and ``shares`` turns the times into shares of a step."""
 
 from types import SimpleNamespace
 

@@ -15,7 +15,7 @@ from benchmarks.speed.report import Target
 
 
 class Clock:
-    """A clock of the processor that moves only when a variant says so."""
+    """Stands in for ``time``: CPU-seconds pass only when a variant adds them."""
 
     now = 0.0
 

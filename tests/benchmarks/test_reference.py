@@ -1,4 +1,4 @@
-"""The plain version of each hot path and the suite's own compute the same."""
+"""The suite's version of each hot path computes what the plain version computes."""
 
 import pytest
 import torch

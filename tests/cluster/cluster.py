@@ -1,4 +1,4 @@
-"""A Slurm cluster of two nodes on the loopback address of this machine, for the time of a test."""
+"""A Slurm cluster of two nodes on the loopback address of this machine, which lives as long as a test."""
 
 import getpass
 import os
@@ -16,7 +16,7 @@ NODES = ("n1", "n2")
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, what: Callable[[], str]) -> None:
-    """Wait until a condition holds; after ``seconds`` raise TimeoutError that says what there is instead."""
+    """Wait until a condition holds; raise TimeoutError with the message of ``what`` after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -33,10 +33,10 @@ def free_ports(count: int) -> list[int]:
 
 
 class Cluster:
-    """Daemons are children of this process and end with it, whatever happens.
+    """Runs the daemons of Slurm as children of this process; they end with it.
 
     Args:
-        folder: for configuration, keys, state, logs and outputs of jobs; a short path, since it holds a socket.
+        folder: holds configuration, keys, state, logs and job outputs. The path must be short, since it holds a socket.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -71,7 +71,7 @@ class Cluster:
             self.daemons.append(subprocess.Popen(command, env=self.environment, stdout=output, stderr=output))
 
     def stop(self) -> None:
-        """End all jobs, daemons and what they have started."""
+        """End all jobs, all daemons and every process that they started."""
         self.call("scancel", "--user", getpass.getuser(), check=False)
         deadline = time.monotonic() + 45
         while self.call("squeue", "--noheader", check=False).strip() and time.monotonic() < deadline:
@@ -88,7 +88,7 @@ class Cluster:
             os.kill(process, signal.SIGKILL)
 
     def call(self, *command: str, check: bool = True) -> str:
-        """Output of a program of Slurm."""
+        """Run a program of Slurm and return its output."""
         result = subprocess.run(
             command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
         )
@@ -99,7 +99,7 @@ class Cluster:
         return self.call("sinfo", "--Node", "--noheader", "--partition=usual", "--format=%T", check=False).split()
 
     def processes(self, **variables: str) -> list[int]:
-        """Processes of this cluster whose environment has these variables, youngest last."""
+        """Return the processes of this cluster whose environment has these variables, youngest last."""
         wanted = {
             f"{name}={value}" for name, value in {"SLURM_CONF": self.environment["SLURM_CONF"], **variables}.items()
         }

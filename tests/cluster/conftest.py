@@ -23,7 +23,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def uninterrupted(cluster: Cluster, digits_root: Path) -> Path:
-    """Run directory of a job on two nodes that was left alone."""
+    """Run a job on two nodes without disturbing it, and return its run directory."""
     job = Job(cluster, "uninterrupted", digits_root)
     facts = job.wait_for_state("COMPLETED", "FAILED")
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "0"), job.log()[-4000:]

@@ -1,4 +1,4 @@
-"""Runs of the suite as jobs of a test cluster."""
+"""Submit runs of the suite as jobs of a test cluster, and compare them."""
 
 import re
 import sys
@@ -13,15 +13,15 @@ from tests.cluster.cluster import Cluster, wait_for
 from tests.support.helpers import ROOT, curves, weights
 
 OVERLAY = "fsdp"
-"""Strategy of all runs with two processes."""
+"""Overlay with the strategy of every run of two processes."""
 CONFIG = "configs/experiment/imagenet256_maetok_b128.yaml"
 STEPS = 40
 PATIENCE = 600
-"""Seconds that a step of a test may take, on a machine that has other work."""
+"""Longest time in seconds that a step of a test may take on a busy machine."""
 
 
 class Pause(Callback):
-    """Makes a new run slow, to leave time to disturb it, and writes down how far it is; a continued one is fast."""
+    """Slows a new run down, so that a test can disturb it, and writes its step to a file; continued runs stay fast."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -37,14 +37,14 @@ class Job:
     """A run submitted by ``make submit``.
 
     Args:
-        cluster: where.
-        name: of the job and of its run directory.
-        digits_root: shards of the digits.
-        nodes: how many.
-        tasks: processes on each, which share its processor if there are several.
-        overlay: strategy of several processes.
-        sbatch: more flags of sbatch.
-        flags: more flags of main.py.
+        cluster: runs the job.
+        name: name of the job and of its run directory.
+        digits_root: folder of the packed digits.
+        nodes: number of nodes.
+        tasks: processes on each node; several share its processor.
+        overlay: overlay with the strategy, used for several nodes.
+        sbatch: more flags for sbatch.
+        flags: more flags for main.py.
     """
 
     def __init__(
@@ -68,22 +68,22 @@ class Job:
         self.id = output.split()[-1]
 
     def facts(self, task: int | None = None) -> dict[str, str]:
-        """What Slurm knows about the job, or about a task of an array."""
+        """Return what Slurm knows about the job, or about one task of an array."""
         name = self.id if task is None else f"{self.id}_{task}"
         words = self.cluster.call("scontrol", "show", "job", name, "--oneliner").split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def log(self) -> str:
-        """Output of the job, over all its starts."""
+        """Return the output of all starts of the job."""
         pattern = self.output.name.replace("%j", "*")
         return "".join(path.read_text(errors="replace") for path in sorted(self.cluster.folder.glob(pattern)))
 
     def continued_from(self) -> list[int]:
-        """Steps of the checkpoints that the starts of the job have gone on from."""
+        """Return the steps of the checkpoints from which the job was continued."""
         return [int(step) for step in re.findall(r"0: continuing from .*step=(\d+)\.ckpt", self.log())]
 
     def wait_for_state(self, *states: str, task: int | None = None) -> dict[str, str]:
-        """Wait for one of these states, and return the facts then."""
+        """Wait until the job is in one of these states, and return its facts."""
         wait_for(
             lambda: self.facts(task)["JobState"] in states,
             PATIENCE,
@@ -92,7 +92,7 @@ class Job:
         return self.facts(task)
 
     def wait_for_step(self, step: int, run: Path | None = None) -> None:
-        """Wait until a new run with :class:`Pause` has made so many steps."""
+        """Wait until a new run with :class:`Pause` has reached a step."""
         path = (run or self.run) / "step"
         wait_for(
             lambda: path.exists() and int(path.read_text() or 0) >= step,
@@ -101,7 +101,7 @@ class Job:
         )
 
     def process(self, rank: int) -> int:
-        """Process id of a rank."""
+        """Return the process id of a rank."""
         ids = self.cluster.processes(SLURM_JOB_ID=self.id, SLURM_PROCID=str(rank))
         trainers = [pid for pid in ids if b"main.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         assert len(trainers) == 1, trainers
@@ -109,7 +109,7 @@ class Job:
 
 
 def run_flags(digits_root: Path, overlay: str) -> str:
-    """Flags of a tiny run of ``STEPS`` steps with a checkpoint at every tenth."""
+    """Return the flags of a tiny run of ``STEPS`` steps that saves a checkpoint every ten steps."""
     return (
         f"--config configs/overlay/tiny.yaml --config configs/overlay/{overlay}.yaml "
         f"--data.init_args.root {digits_root} --trainer.max_steps {STEPS} --trainer.val_check_interval {STEPS} "
@@ -118,7 +118,7 @@ def run_flags(digits_root: Path, overlay: str) -> str:
 
 
 def pause(seconds: float) -> str:
-    """Flags of a run with :class:`Pause`."""
+    """Return the flags that add :class:`Pause` to a run."""
     return f"--trainer.callbacks+=tests.cluster.jobs.Pause --trainer.callbacks.seconds {seconds}"
 
 

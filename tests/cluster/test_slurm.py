@@ -1,4 +1,4 @@
-"""Runs on two nodes of a real Slurm, disturbed in all ways that a cluster knows, against one that was left alone."""
+"""Disturb runs on two nodes of a real Slurm, and compare them with an undisturbed run."""
 
 import os
 import re
@@ -24,7 +24,7 @@ def test_two_nodes_train_to_completion(cluster: Cluster, uninterrupted: Path) ->
 
 
 def test_shards_within_a_node_and_replicas_on_both(cluster: Cluster, digits_root: Path, uninterrupted: Path) -> None:
-    """Two processes on each of two nodes share its weights (HSDP); seen: weights within 9e-8 of two sharing all."""
+    """Shard weights over two processes within each of two nodes (HSDP); they differ from FSDP by 9e-8 at most here."""
     job = Job(cluster, "hybrid", digits_root, tasks=2, overlay="hsdp")
     facts = job.wait_for_state("COMPLETED", "FAILED")
     assert facts["JobState"] == "COMPLETED", job.log()[-4000:]
@@ -38,7 +38,7 @@ def test_shards_within_a_node_and_replicas_on_both(cluster: Cluster, digits_root
 
 
 def test_a_job_requeues_itself_at_the_time_limit(cluster: Cluster, digits_root: Path, uninterrupted: Path) -> None:
-    """The limit is set when training is under way, so that the test does not depend on how fast it starts."""
+    """Set the limit during training, so that the test does not depend on the start-up time."""
     job = Job(cluster, "limit", digits_root, sbatch="--time=60 --signal=USR1@90", flags=pause(4))
     job.wait_for_step(2)
     hours, minutes, _ = map(int, job.facts()["RunTime"].split(":"))
@@ -56,7 +56,7 @@ def test_a_job_requeues_itself_at_the_time_limit(cluster: Cluster, digits_root: 
 
 @pytest.mark.parametrize("name", ["requeued", "preempted"])
 def test_slurm_takes_the_nodes_away(cluster: Cluster, digits_root: Path, uninterrupted: Path, name: str) -> None:
-    """By ``scontrol requeue``, and for a job of a partition that goes first: saved long before the next tenth step."""
+    """Requeue by ``scontrol`` and by a job of higher priority; both save well before the next tenth step."""
     job = Job(cluster, name, digits_root, flags=pause(1))
     job.wait_for_step(2)
     if name == "requeued":
@@ -81,7 +81,7 @@ def test_slurm_takes_the_nodes_away(cluster: Cluster, digits_root: Path, uninter
 def test_a_lost_rank_ends_the_job_and_is_named(
     cluster: Cluster, digits_root: Path, uninterrupted: Path, number: signal.Signals
 ) -> None:
-    """A process that is killed and one that stands still; the next job goes on from the last checkpoint."""
+    """Kill or stop one process; the next job continues from the last checkpoint."""
     name = f"lost-{number.name}"
     flags = f"{pause(1)} --heartbeat.timeout 20 --heartbeat.interval 2"
     job = Job(cluster, name, digits_root, flags=flags)
@@ -97,7 +97,7 @@ def test_a_lost_rank_ends_the_job_and_is_named(
 
 
 def test_tasks_of_an_array_are_runs_of_their_own(cluster: Cluster, digits_root: Path) -> None:
-    """Two seeds side by side, one process each; the first one is told to stop and goes on later, alone."""
+    """Run two seeds side by side with one process each; the first is stopped, and continues later."""
     job = Job(cluster, "array", digits_root, nodes=1, sbatch="--array=0-1 --exclusive", flags=pause(1))
     runs = [job.run.with_name(f"array_{task}") for task in (0, 1)]
     for run in runs:

@@ -1,4 +1,4 @@
-"""The recipe for machines without Slurm."""
+"""The recipe that docs/scaling.md gives for machines without Slurm."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.cluster
 
 
 def test_torchrun_starts_again_after_a_kill(tmp_path: Path, digits_root: Path, uninterrupted: Path) -> None:
-    """Two processes, one killed in step 15: torchrun starts both again, from step 10, and they end as under Slurm."""
+    """Kill one of two processes in step 15: torchrun restarts both from step 10, and the result is that under Slurm."""
     kill = "--trainer.callbacks+=tests.support.helpers.SignalAt --trainer.callbacks.batch=14"
     kill += " --trainer.callbacks.name=SIGKILL"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]

@@ -1,4 +1,4 @@
-"""What happens to the blocks of a network: how often they run, and what the compiler makes of them."""
+"""Observe the blocks of a network: how often they run, and which graphs the compiler traces."""
 
 from functools import partial
 
@@ -9,7 +9,7 @@ from maetok.networks.layers.network import Network
 
 
 def forward_calls(network: Network) -> list[int]:
-    """Count from now on how often each block runs forward, recomputation included; the list is updated in place."""
+    """Return a list that counts the forward calls of each block from now on, recomputation included."""
     calls = [0] * len(network.blocks())
 
     def count(number: int) -> None:
@@ -21,7 +21,7 @@ def forward_calls(network: Network) -> list[int]:
 
 
 def compiled_graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
-    """Let torch.compile trace whole graphs but generate no code; the list gets every graph."""
+    """Make torch.compile trace whole graphs without generating code; return a list that receives every graph."""
     graphs: list[torch.fx.GraphModule] = []
 
     def record(graph: torch.fx.GraphModule, _: list) -> torch.fx.GraphModule:

@@ -26,7 +26,7 @@ def tokenizer(seed: int = 1) -> Tokenizer:
 
 
 def denoiser(**options: Any) -> SiT:
-    """A small one that is not zero, as a new one would be."""
+    """Return a small denoiser with random weights; a new one predicts zero."""
     torch.manual_seed(3)
     network = SiT(**({"latent_tokens": 3, "latent_channels": 4, "num_classes": CLASSES, "size": SIZE} | options))
     for parameter in network.parameters():
@@ -67,7 +67,7 @@ def trainer(folder: Path, steps: int, *callbacks: Callback, **options: Any) -> T
 
 
 def diffusion_cache(folder: Path) -> Path:
-    """Write a cache of 20 training and 23 validation images by ``tokenizer()``, both mirror images."""
+    """Encode 20 training and 23 validation images, and their mirror images, with ``tokenizer()``; return the cache."""
     write_shards(folder / "shards", [7, 5, 8])
     write_shards(folder / "shards", [23], split="validation")
     write_cache(folder / "shards", folder / "cache", LatentEncoding(tokenizer()), dtype="float32")
@@ -75,7 +75,7 @@ def diffusion_cache(folder: Path) -> Path:
 
 
 class Recorder(Callback):
-    """Batches and states of every step."""
+    """Records batch, state and loss of every step."""
 
     def __init__(self) -> None:
         self.batches: list[dict[str, Tensor]] = []

@@ -1,4 +1,4 @@
-"""Small runs of the real command line, and callbacks that record or end them."""
+"""Run small experiments by the real command line, with callbacks that record, disturb or end them."""
 
 import io
 import json
@@ -67,7 +67,7 @@ class RecordScalars(Callback):
 
 
 class StopAt(Callback):
-    """Ends training after a step, as if the job had been stopped there: schedules know nothing of it."""
+    """Ends training after a step, as a stopped job does: schedules still expect all steps."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -89,7 +89,7 @@ class Poison(Callback):
 
 
 class CrashAt(Callback):
-    """Fails before the micro-batch after a step."""
+    """Raises RuntimeError before the first micro-batch after a step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -100,7 +100,7 @@ class CrashAt(Callback):
 
 
 class SignalAt(Callback):
-    """Sends a signal to one rank, and to its loader processes as a cluster does, before a micro-batch of a new run."""
+    """Sends a signal to one rank and its loader processes, as a cluster does, before a micro-batch of a new run."""
 
     def __init__(self, batch: int, name: str, rank: int = 0) -> None:
         self.batch, self.number, self.rank = batch, signal.Signals[name], rank
@@ -112,7 +112,7 @@ class SignalAt(Callback):
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """(step, value) of each scalar that TensorBoard shows."""
+    """Return the (step, value) pairs of each scalar in the TensorBoard log of a folder."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
@@ -127,7 +127,7 @@ def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
 
 
 def run_subprocess(program: str, folder: Path, *arguments: str, succeeds: bool = True) -> None:
-    """Run a Python program, which Lightning can start several times, in one thread per process."""
+    """Run a Python program from a file, so that Lightning can start it several times, with one thread per process."""
     path = folder / "program.py"
     path.write_text(program)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -137,7 +137,7 @@ def run_subprocess(program: str, folder: Path, *arguments: str, succeeds: bool =
 
 
 def run_module(module: str, folder: Path, *arguments: str, timeout: float = 1500) -> None:
-    """Run a module of the tests as a program of its own, with the folder as its first argument, in one thread."""
+    """Run a module of the tests in a new process with one thread; its first argument is the folder."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", module, str(folder), *arguments]
     with (folder / "output.log").open("w+") as output:
@@ -147,7 +147,7 @@ def run_module(module: str, folder: Path, *arguments: str, timeout: float = 1500
 
 
 def run_main(subcommand: str, folder: Path, *arguments: str) -> None:
-    """Run the command line as a program of its own, which Lightning can start several times, in ``folder``."""
+    """Run the command line in a new process, so that Lightning can start it several times; ``folder`` is the root."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "main.py", subcommand, *arguments, f"--trainer.default_root_dir={folder}"]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=900, check=False)

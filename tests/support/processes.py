@@ -1,4 +1,4 @@
-"""Groups of processes that train together, forked from a process that has imported everything and computed nothing."""
+"""Fork groups of processes that train together. The parent has imported everything and computed nothing."""
 
 import contextlib
 import multiprocessing
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def free_port() -> int:
-    """A port that nobody listens at, and that no connection will be given before it is used: those get higher ones."""
+    """Return an unused port below the range from which the system assigns ports to connections."""
     while True:
         port = random.SystemRandom().randrange(10_000, 30_000)
         with socket.socket() as found, contextlib.suppress(OSError):
@@ -25,7 +25,7 @@ def free_port() -> int:
 def run_as_rank(
     rank: int, world_size: int, port: int, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
-    """Call a function as one process of a group that torchrun could have started; a group of one is no group."""
+    """Call a function as one process of a group, with the environment that torchrun sets; alone, set none of it."""
     if world_size > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"}
         os.environ |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "GROUP_WORLD_SIZE": "1"}
@@ -40,7 +40,7 @@ def run_as_rank(
 
 
 class Group:
-    """Processes that were started together."""
+    """Runs a function in several processes at once."""
 
     def __init__(self, world_size: int, function: Callable[..., Any], *arguments: Any) -> None:
         context, port = multiprocessing.get_context("fork"), free_port()
@@ -52,7 +52,7 @@ class Group:
             process.start()
 
     def join(self, timeout: float = 400) -> list[int | None]:
-        """Wait for all, or until one has failed, and end the others then; returns exit codes."""
+        """Wait for all processes and return their exit codes; if one fails, kill the rest."""
         end = time.monotonic() + timeout
         while any(process.is_alive() for process in self.processes):
             failed = any(process.exitcode not in (None, 0) for process in self.processes)
@@ -62,7 +62,7 @@ class Group:
         return [process.exitcode for process in self.processes]
 
     def kill(self) -> None:
-        """SIGKILL to all."""
+        """Kill all processes with SIGKILL."""
         for process in self.processes:
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
@@ -71,6 +71,6 @@ class Group:
 
 
 def run_group(world_size: int, function: Callable[..., Any], *arguments: Any) -> None:
-    """Run a function in processes that must all succeed."""
+    """Run a function in several processes, and require that all succeed."""
     codes = Group(world_size, function, *arguments).join()
     assert codes == [0] * world_size, f"{function.__name__}{arguments}: exit codes {codes}"
