@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 
-def training_step(trainer: Trainer, pl_module: Any) -> int:
+def current_step(trainer: Trainer, pl_module: Any) -> int:
     """Return the step of the weights: the trainer's in ``fit``, the loaded checkpoint's in other subcommands."""
     return trainer.global_step or int(getattr(pl_module, "checkpoint_step", 0))
 

@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from jsonargparse.typing import NonNegativeInt, OpenUnitInterval, PositiveFloat, PositiveInt
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.latents import gather_latents
-from callbacks.pictures.drawing import save_png
-from callbacks.schedule import forget_metrics, is_due, training_step
+from callbacks.pictures.drawing import show_picture
+from callbacks.schedule import current_step, forget_metrics, is_due
 from maetok.analysis.figures import mode_curves, pixels
 from maetok.analysis.gmm import PAPER_COMPONENT_COUNTS, check_component_counts
 from maetok.analysis.modes import ModeAnalysis, analyse_modes, write_csv, write_json
@@ -95,7 +94,7 @@ class GMMModes(Callback):
         assert analysis is not None
         self.log_scalars(pl_module, analysis)
         if trainer.is_global_zero:
-            self.write(trainer, training_step(trainer, pl_module), analysis)
+            self.write(trainer, current_step(trainer, pl_module), analysis)
 
     on_test_epoch_end = on_validation_epoch_end
 
@@ -139,9 +138,6 @@ class GMMModes(Callback):
         """Draw the curves and write JSON and CSV."""
         run, name = Path(trainer.default_root_dir), f"gmm_modes_step={step:09d}"
         picture = torch.from_numpy(pixels(mode_curves([analysis]))).permute(2, 0, 1) / 255
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("GMM modes", picture, step)
-        save_png(picture, run / "pictures" / f"{name}.png")
+        show_picture(trainer, "GMM modes", picture, step, "gmm_modes_")
         write_json([analysis], run / "analysis" / f"{name}.json")
         write_csv([analysis], run / "analysis" / f"{name}.csv")

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from callbacks.schedule import is_due, training_step
+from callbacks.schedule import current_step, is_due
 from maetok.metrics import Metric
 from maetok.metrics.features import feature_network
 from maetok.metrics.protocols import Measurement, append_record
@@ -53,6 +53,6 @@ class ProtocolCallback(Callback):
                 self.logged.add(self.logged_name(name))
                 pl_module.log(self.logged_name(name), value, rank_zero_only=True)
         rank_zero_info(str(measurement))
-        where = {"step": training_step(trainer, pl_module), "subcommand": trainer.state.fn.value}
+        where = {"step": current_step(trainer, pl_module), "subcommand": trainer.state.fn.value}
         if trainer.is_global_zero:
             append_record(Path(trainer.default_root_dir) / "metrics.json", where | measurement.record() | dict(more))

@@ -1,17 +1,15 @@
 """Images decoded between the latents of validation images."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from callbacks.latents import gather
-from callbacks.pictures.drawing import picture_grid, save_png
-from callbacks.schedule import is_last_validation, training_step
+from callbacks.pictures.drawing import picture_grid, show_picture
+from callbacks.schedule import current_step, is_last_validation
 from maetok.analysis.interpolation import interpolated, midpoint_errors
 
 
@@ -62,8 +60,5 @@ class Interpolations(Callback):
         decoded = pl_module.decode(between.flatten(0, 1)).unflatten(0, between.shape[:2])
         columns = {f"{number + 1}/{self.steps + 1}": decoded[:, number] for number in range(self.steps)}
         grid = picture_grid({"A": first, **columns, "B": second}, self.side)
-        step = training_step(trainer, pl_module)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("image A | between their latents | image B", grid, step)
-        save_png(grid, Path(trainer.default_root_dir) / "pictures" / f"interpolations_step={step:09d}.png")
+        step = current_step(trainer, pl_module)
+        show_picture(trainer, "image A | between their latents | image B", grid, step, "interpolations_")

@@ -9,12 +9,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from callbacks.latents import gather
-from callbacks.pictures.drawing import save_png
-from callbacks.schedule import is_last_validation, training_step
+from callbacks.pictures.drawing import show_picture, tensorboard_writers
+from callbacks.schedule import current_step, is_last_validation
 from maetok.analysis.latent_summary import LatentSummary
 from maetok.analysis.plane import draw_classes, principal_components, tsne
 from maetok.analysis.subsets import class_balanced
@@ -58,16 +57,13 @@ class LatentPictures(Callback):
         panels = {"principal components": components[:, :2], "t-SNE": tsne(components)}
         picture = torch.from_numpy(draw_classes(panels, labels)).permute(2, 0, 1).float() / 255
         statistics = LatentSummary.of(latents)
-        folder, step = Path(trainer.default_root_dir), training_step(trainer, pl_module)
-        save_png(picture, folder / "pictures" / f"latents_step={step:09d}.png")
+        folder, step = Path(trainer.default_root_dir), current_step(trainer, pl_module)
         write_statistics(statistics, step, folder / "analysis" / "latent_statistics.json")
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                writer = logger.experiment
-                writer.add_image("latents: " + " | ".join(panels), picture, step)
-                sprites = torch.from_numpy(images[shown]).float() / 255
-                writer.add_embedding(components, [str(label) for label in labels], sprites, step, "latents")
-                log_statistics(writer, statistics, step)
+        show_picture(trainer, "latents: " + " | ".join(panels), picture, step, "latents_")
+        sprites = torch.from_numpy(images[shown]).float() / 255
+        for writer in tensorboard_writers(trainer):
+            writer.add_embedding(components, [str(label) for label in labels], sprites, step, "latents")
+            log_statistics(writer, statistics, step)
 
     on_test_epoch_end = on_validation_epoch_end
 

@@ -1,13 +1,11 @@
 """Pictures of what a task does with a few fixed validation images."""
 
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
-from callbacks.pictures.drawing import picture_grid, save_png
-from callbacks.schedule import training_step
+from callbacks.pictures.drawing import picture_grid, show_picture
+from callbacks.schedule import current_step
 
 
 class ReconstructionPictures(Callback):
@@ -28,11 +26,8 @@ class ReconstructionPictures(Callback):
         if batch_idx or not trainer.is_global_zero or trainer.sanity_checking:
             return
         columns = pl_module.views(batch["images"][: self.images])
-        step = training_step(trainer, pl_module)
+        step = current_step(trainer, pl_module)
         grid = picture_grid(columns, self.side)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(" | ".join(columns), grid, step)
-        save_png(grid, Path(trainer.default_root_dir) / "pictures" / f"step={step:09d}.png")
+        show_picture(trainer, " | ".join(columns), grid, step)
 
     on_test_batch_end = on_validation_batch_end

@@ -1,14 +1,12 @@
 """Pictures of samples, class by class, with and without guidance; the noise of each place is always the same."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
-from callbacks.pictures.drawing import picture_grid, save_png
-from callbacks.schedule import training_step
+from callbacks.pictures.drawing import picture_grid, show_picture
+from callbacks.schedule import current_step
 
 
 class SamplePictures(Callback):
@@ -48,8 +46,5 @@ class SamplePictures(Callback):
             for place in range(self.per_class)
         }
         grid = picture_grid(columns, self.side)
-        step = training_step(trainer, pl_module)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("samples: without | with guidance", grid, step)
-        save_png(grid, Path(trainer.default_root_dir) / "pictures" / f"step={step:09d}.png")
+        step = current_step(trainer, pl_module)
+        show_picture(trainer, "samples: without | with guidance", grid, step)

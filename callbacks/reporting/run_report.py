@@ -7,7 +7,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from callbacks.schedule import training_step
+from callbacks.schedule import current_step
 
 
 class RunReport(Callback):
@@ -35,7 +35,7 @@ class RunReport(Callback):
             if name.startswith(("validation/", "early/"))
         }
         minutes = (time.monotonic() - self.started) / 60
-        record = {"step": training_step(trainer, pl_module), "minutes": minutes, **metrics}
+        record = {"step": current_step(trainer, pl_module), "minutes": minutes, **metrics}
         suffix = "" if trainer.state.fn == "fit" else f"_{trainer.state.fn.value}"
         path = Path(trainer.default_root_dir) / f"metrics{suffix}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,14 +4,11 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from PIL import Image
 
 from callbacks import LinearProbe, ReconstructionMetrics, ResumableCheckpoint, StepProgressBar
-from callbacks.pictures.drawing import picture_grid, save_png
 from maetok.metrics import reconstruction_metrics, to_unit_range
 from tests.support.fakes import Task, validating
 from tests.support.helpers import run_subprocess
@@ -111,21 +108,6 @@ def test_linear_probe_runs_when_it_should(function: str, step: int, every: int, 
         else:
             assert list(trainer.callback_metrics) == ["validation/psnr"]  # no accuracy of an earlier validation
     assert runs == expected
-
-
-def test_picture_grid_has_a_row_per_image_and_a_column_per_view() -> None:
-    views = {"white": torch.ones(2, 3, 4, 4), "black": -torch.ones(2, 3, 8, 8), "bright": torch.full((2, 3, 4, 4), 7.0)}
-    grid = picture_grid(views, side=6, gap=1)
-    assert grid.shape == (3, 2 * 8, 3 * 8)
-    assert grid[:, 1:7, 9:15].max() == 0  # the black cell of the first row
-    assert grid[:, :, :8].min() == 1
-    assert grid.max() == 1
-
-
-def test_png_is_what_was_drawn(tmp_path: Path) -> None:
-    image = torch.tensor([[[0.0, 1.0]], [[0.5, 1.0]], [[1.0, 0.0]]])
-    save_png(image, tmp_path / "new" / "x.png")
-    assert np.array(Image.open(tmp_path / "new" / "x.png")).tolist() == [[[0, 128, 255], [255, 255, 0]]]
 
 
 def test_checkpoints_are_saved_at_multiples_and_at_the_end_and_old_ones_go(tmp_path: Path) -> None:
