@@ -1,6 +1,7 @@
 """One process, DDP, FSDP and HSDP on two processes train the same networks, in all three stages."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from strategies import FSDP2Strategy
 from tests.support.helpers import run_module
 from tests.support.strategies.runs import build, tokenizer
 
-Result = tuple[dict[str, Tensor], dict[str, Tensor], set[str], list[int], list[list[float]]]
+Result = tuple[dict[str, Tensor], dict[str, Tensor], set[str], list[int], list[list[float]], dict[str, Any]]
+"""Weights; gradient norms; dtypes; reductions and gradient norms of each micro-batch; evidence of switches."""
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, digits_root: Path) -> dict
 
 
 def distance(one: Result, other: Result) -> float:
-    """Largest difference of any weight, moving averages and buffers included."""
+    """Return the largest difference of any weight, including moving averages and buffers."""
     assert one[0].keys() == other[0].keys()
     return max(
         (one[0][name] - value).abs().max().item() for name, value in other[0].items() if value.is_floating_point()
@@ -76,8 +78,20 @@ def test_gradients_are_averaged_once_per_step(results: dict[str, Result]) -> Non
         assert first != second
 
 
-def test_switches_were_compared(results: dict[str, Result]) -> None:
-    assert {"1-hsdp", "1-switches", "3-switches"} <= results.keys()
+def test_switches_were_on(results: dict[str, Result]) -> None:
+    """Six micro-batches call each block once forward and once to recompute; stage 1 has five blocks, stage 3 two."""
+    for name, mesh, checkpointed, compiled in (
+        ("1-single", (), 0, False),
+        ("1-fsdp", (2,), 0, False),
+        ("1-hsdp", (2, 1), 0, False),
+        ("1-switches", (2,), 2 * 5 * 6, False),
+        ("drop-fsdp", (2,), 2 * 5 * 6, True),
+        ("3-single", (), 0, False),
+        ("3-switches", (2,), 2 * 2 * 6, True),
+    ):
+        switches = results[name][5]
+        assert (switches["mesh"], switches["checkpointed"]) == (mesh, checkpointed), name
+        assert (switches["graphs"] > 0) == compiled, name
 
 
 def test_a_task_that_only_evaluates_runs_under_a_strategy_that_shards() -> None:

@@ -1,4 +1,4 @@
-"""Run by ``test_equality``: the same training under several strategies and switches; results go to files."""
+"""Train the same task under several strategies and switches; ``test_equality`` runs this and reads its files."""
 
 import os
 import sys
@@ -11,7 +11,9 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback
 from torch import nn
+from torch._dynamo.utils import counters
 
+from maetok.networks.layers import network
 from maetok.runtime.distributed import gather_over_ranks
 from tests.support.processes import run_group
 from tests.support.strategies.runs import build, denoiser, fit, tokenizer, whole_state
@@ -20,7 +22,7 @@ STEPS = 3
 
 
 class Communication(Callback):
-    """Counts the reductions of sharded gradients in each micro-batch, and notes a gradient where it is whole."""
+    """Counts the reductions of sharded gradients in each micro-batch, and records the norms of whole gradients."""
 
     def __init__(self) -> None:
         self.reductions, self.gradients, self.calls = [], [], 0
@@ -36,15 +38,31 @@ class Communication(Callback):
         dist.reduce_scatter_single = counted
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        """Between the two micro-batches of a step gradients have been added up, but are not averaged."""
+        """Record this micro-batch; after the first of a step, gradients are added up but not averaged."""
         self.reductions.append(self.calls)
         self.calls = 0
         gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
         self.gradients += gather_over_ranks([float(gradient.norm()) for gradient in gradients])
 
 
+def count_calls_under_checkpointing() -> list[int]:
+    """Return a list whose sum becomes the number of calls of blocks under checkpointing, recomputation included."""
+    calls: list[int] = []
+    original = network.checkpoint
+
+    def counting(run: Any, *arguments: Any, **options: Any) -> Any:
+        def counted(*inputs: Any) -> Any:
+            calls.append(1)
+            return run(*inputs)
+
+        return original(counted, *arguments, **options)
+
+    network.checkpoint = counting
+    return calls
+
+
 def train(folder: Path, digits: Path, name: str, stage: int, strategy: str, world_size: int, options: Any) -> None:
-    """Train; the first process saves all weights, norms, dtypes of what it holds, and how it communicated."""
+    """Train; the first process saves a ``Result`` of ``test_equality``."""
     nn.Module.compile = partialmethod(nn.Module.compile, backend="aot_eager")  # type: ignore[method-assign]
     precision, other = options.pop("precision", "32-true"), options.pop("other", "")
     elsewhere = os.environ.get("RANK") == "1"
@@ -61,7 +79,8 @@ def train(folder: Path, digits: Path, name: str, stage: int, strategy: str, worl
         with torch.no_grad():
             for parameter in task.parameters():
                 parameter.add_(1.0)
-    counter = Communication()
+    counter, calls = Communication(), count_calls_under_checkpointing()
+    counters.clear()
     trainer = fit(task, folder, digits, strategy, world_size, STEPS, counter, precision=precision)
     states = [state for optimizer in trainer.optimizers for state in optimizer.state.values()]
     held = [*task.parameters(), *(value for state in states for value in state.values())]
@@ -69,11 +88,13 @@ def train(folder: Path, digits: Path, name: str, stage: int, strategy: str, worl
     state = whole_state(task)
     if trainer.is_global_zero:
         dtypes = {str(tensor.dtype) for tensor in held if tensor is not None}
-        torch.save((state, norms, dtypes, counter.reductions, counter.gradients), folder / f"{name}.pt")
+        mesh = () if task.device_mesh is None else tuple(task.device_mesh.shape)
+        switches = {"mesh": mesh, "checkpointed": sum(calls), "graphs": counters["stats"]["unique_graphs"]}
+        torch.save((state, norms, dtypes, counter.reductions, counter.gradients, switches), folder / f"{name}.pt")
 
 
 def runs(folder: Path, digits: Path) -> None:
-    """All of them, one after another."""
+    """Run all trainings, one after another."""
 
     def run(name: str, world_size: int, stage: int, strategy: str, **options: Any) -> None:
         run_group(world_size, train, folder, digits, name, stage, strategy, world_size, options)
