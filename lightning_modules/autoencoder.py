@@ -29,11 +29,8 @@ class AutoencoderTask(Task):
         objective: pixel, perceptual and adversarial losses.
         discriminator: builder of the discriminator; called only if the adversarial weight is positive.
         discriminator_optimization: optimisation of the discriminator.
-        ema_decay: decay of the moving average of the model, which validation uses.
-        activation_checkpointing: recompute block activations in the backward pass to save memory.
-        compile: compile transformer blocks.
-        accumulate_grad_batches: micro-batches per optimizer step.
-        seed: seed of masks, augmentation and noise; ``seed_everything`` if not given.
+        ema_decay: decay of the moving average of the trained weights, which validation uses.
+        **kwargs: arguments of :class:`Task`.
 
     Raises:
         ValueError: for an adversarial weight without discriminator.
@@ -44,15 +41,12 @@ class AutoencoderTask(Task):
         model: MaskedAutoencoder,
         autoencoder_optimization: Optimization,
         objective: ReconstructionObjective,
-        discriminator: Callable[[], nn.Module] | None,
-        discriminator_optimization: Optimization | None,
-        ema_decay: float,
-        activation_checkpointing: bool,
-        compile: bool,
-        accumulate_grad_batches: int,
-        seed: int | None,
+        discriminator: Callable[[], nn.Module] | None = None,
+        discriminator_optimization: Optimization | None = None,
+        ema_decay: float = 0.9999,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(accumulate_grad_batches, seed)
+        super().__init__(**kwargs)
         self.model = model
         self.ema = EMA(model, ema_decay)
         self.objective = objective
@@ -64,11 +58,8 @@ class AutoencoderTask(Task):
                     "model.init_args.discriminator and discriminator_optimization; set them, or the weight to 0"
                 )
             self.discriminator = discriminator()
-        self.autoencoder_optimization, self.discriminator_optimization = (
-            autoencoder_optimization,
-            discriminator_optimization,
-        )
-        self.compile_blocks, self.activation_checkpointing = compile, activation_checkpointing
+        self.autoencoder_optimization = autoencoder_optimization
+        self.discriminator_optimization = discriminator_optimization
 
     @abstractmethod
     def mask_ratios(self, uniform: Tensor) -> Tensor | None:
@@ -79,12 +70,8 @@ class AutoencoderTask(Task):
         """Run the training forward pass: return reconstructions (B, 3, H, W) with graph, and further losses."""
 
     def configure_model(self) -> None:
-        """Apply the compile and activation-checkpointing switches to the trained networks, and shard them."""
-        if self.activation_checkpointing:
-            self.model.set_activation_checkpointing(True)
-        if self.compile_blocks:
-            self.model.compile_blocks()
-        self.shard_for_training(self.model)
+        """Recompute activations, compile and shard the trained networks, as the config says."""
+        self.prepare_training(self.model)
 
     def setup(self, stage: str) -> None:
         """Check that data and tokenizer agree on the image size."""

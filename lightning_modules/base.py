@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
@@ -18,6 +19,7 @@ from maetok.checkpoints.building import own_class_path
 from maetok.checkpoints.networks import NetworkRecord, write_records
 from maetok.networks.inference import prepare_for_inference
 from maetok.networks.layers.attention import CPU_HAS_BFLOAT16
+from maetok.networks.layers.network import Network
 from maetok.runtime.cpu import tune_cpu
 from maetok.runtime.pretrained import frozen_networks
 from maetok.training.ema import EMA
@@ -45,22 +47,26 @@ class Task(LightningModule):
     steps neither delay the end of a run nor disturb its continuation.
 
     Args:
+        activation_checkpointing: recompute the activations of blocks in the backward pass to save memory.
+        compile: compile blocks.
         accumulate_grad_batches: micro-batches per optimizer step.
-        seed: seed of masks, augmentation and noise; ``seed_everything`` if not given.
-
-    Raises:
-        ValueError: if ``accumulate_grad_batches`` is less than 1.
+        seed: seed of all noise, such as masks, times and augmentation; ``seed_everything`` if not given.
     """
 
     trains: ClassVar[dict[str, NetworkRecord]] = {}
     """Networks that the task trains, by argument name, with the places of their weights in its state dict."""
 
-    def __init__(self, accumulate_grad_batches: int = 1, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        activation_checkpointing: bool = False,
+        compile: bool = False,
+        accumulate_grad_batches: PositiveInt = 1,
+        seed: int | None = None,
+    ) -> None:
         super().__init__()
         self.configured_arguments: dict[str, Any] = {}  # init_args of the config; the command line sets them
-        if accumulate_grad_batches < 1:
-            raise ValueError(f"model.init_args.accumulate_grad_batches={accumulate_grad_batches} must be at least 1")
         self.automatic_optimization = False
+        self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile
         self.accumulate_grad_batches = accumulate_grad_batches
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self.micro_step = 0  # micro-batches since the last optimizer step
@@ -111,13 +117,17 @@ class Task(LightningModule):
     def configure_model(self) -> None:
         """Do nothing; training tasks shard their networks here. Sharding strategies require this method."""
 
-    def shard_for_training(self, network: nn.Module) -> None:
-        """Shard the trained network and its averages, under a strategy that shards.
+    def prepare_training(self, network: Network, *also_compiled: Network) -> None:
+        """Recompute activations and compile, as configured; shard the network and its averages if the strategy does.
 
         Everything else, such as a discriminator or frozen networks, stays whole on every process, and subcommands other
         than ``fit`` shard nothing. It also comes from the first process: where the trained network was built on the
         meta device, random initialisation differs.
         """
+        if self.activation_checkpointing:
+            network.set_activation_checkpointing(True)
+        for compiled in (network, *also_compiled) if self.compile_blocks else ():
+            compiled.compile_blocks()
         if self.device_mesh is None or self.trainer.state.fn != "fit" or is_sharded(network):
             return
         device = self.trainer.strategy.root_device

@@ -1,45 +1,34 @@
 """Stage 2: fine-tune the pixel decoder on the frozen encoder (paper section 3.3)."""
 
-from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from jsonargparse.typing import NonNegativeFloat, restricted_number_type
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_modules.autoencoder import AutoencoderTask, Terms
-from lightning_modules.optimization import Optimization
 from maetok.checkpoints.networks import TOKENIZER
 from maetok.checkpoints.runs import InitFrom
-from maetok.losses.objective import ReconstructionObjective
 from maetok.networks import LatentTokenizer, MaskedAutoencoder
 from maetok.training.ema import frozen_modules
+
+ShareBelowOne = restricted_number_type("ShareBelowOne", float, [(">=", 0), ("<", 1)])
 
 
 class DecoderFinetuning(AutoencoderTask):
     """Trains only the pixel decoder. Encoder, latent tokens and bottleneck are frozen, so latents do not change.
 
-    The share of masked patches falls linearly from ``mask_ratio`` in the first step to 0 in the last.
+    The share of masked patches falls linearly from ``mask_ratio`` in the first step to 0 in the last. The discriminator
+    starts from the weights in the checkpoint of ``init_from`` if that holds a discriminator.
 
     Args:
         tokenizer: the autoencoder, without auxiliary decoders.
         init_from: checkpoint or run directory of stage 1; null if the tokenizer brings its weights.
-        autoencoder_optimization: optimisation of the decoder.
-        objective: pixel, perceptual and adversarial losses.
-        mask_ratio: share of masked patches in the first step.
+        mask_ratio: share of masked patches in the first step; less than 1.
         latent_noise: standard deviation of Gaussian noise added to the latents; it makes the decoder robust to errors
             of a diffusion model.
-        discriminator: builder of the discriminator; called only if the adversarial weight is positive. It starts from
-            the weights of the checkpoint of ``init_from`` if that holds a discriminator.
-        discriminator_optimization: optimisation of the discriminator.
-        ema_decay: decay of the moving average of the decoder, which validation uses.
-        activation_checkpointing: recompute block activations in the backward pass to save memory.
-        compile: compile transformer blocks.
-        accumulate_grad_batches: micro-batches per optimizer step.
-        seed: seed of masks, augmentation and noise; ``seed_everything`` if not given.
-
-    Raises:
-        ValueError: unless 0 <= mask_ratio < 1 and latent_noise >= 0; for an adversarial weight without discriminator.
+        **kwargs: arguments of :class:`AutoencoderTask`.
     """
 
     trains: ClassVar = {"tokenizer": TOKENIZER}
@@ -48,39 +37,16 @@ class DecoderFinetuning(AutoencoderTask):
         self,
         tokenizer: LatentTokenizer,
         init_from: InitFrom | None,
-        autoencoder_optimization: Optimization,
-        objective: ReconstructionObjective,
-        mask_ratio: float = 0.6,
-        latent_noise: float = 0.0,
-        discriminator: Callable[[], nn.Module] | None = None,
-        discriminator_optimization: Optimization | None = None,
-        ema_decay: float = 0.9999,
-        activation_checkpointing: bool = False,
-        compile: bool = False,
-        accumulate_grad_batches: int = 1,
-        seed: int | None = None,
+        mask_ratio: ShareBelowOne = 0.6,
+        latent_noise: NonNegativeFloat = 0.0,
+        **kwargs: Any,
     ) -> None:
-        if not (0 <= mask_ratio < 1 and latent_noise >= 0):
-            raise ValueError(
-                f"model.init_args.mask_ratio={mask_ratio} must lie in [0, 1), latent_noise={latent_noise} not below 0"
-            )
         if init_from is not None:
             init_from.load(tokenizer)
         trained = {id(parameter) for parameter in tokenizer.trainable_parameters(stage=2)}
         for parameter in tokenizer.parameters():
             parameter.requires_grad_(id(parameter) in trained)
-        super().__init__(
-            MaskedAutoencoder(tokenizer, {}),
-            autoencoder_optimization,
-            objective,
-            discriminator,
-            discriminator_optimization,
-            ema_decay,
-            activation_checkpointing,
-            compile,
-            accumulate_grad_batches,
-            seed,
-        )
+        super().__init__(MaskedAutoencoder(tokenizer, {}), **kwargs)
         self.train()  # Lightning keeps the modes of modules at the start
         self.mask_ratio, self.latent_noise = mask_ratio, latent_noise
         if self.discriminator is not None and init_from is not None:

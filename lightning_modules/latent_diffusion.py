@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
@@ -56,13 +57,10 @@ class LatentDiffusion(Task):
         validation_bins: number of time bins of the validation loss.
         statistics_samples: number of training samples that give the mean and standard deviation of the latents when
             training on images; a cache has its own.
-        activation_checkpointing: recompute the activations of blocks in the backward pass to save memory.
-        compile: compile blocks.
-        accumulate_grad_batches: micro-batches per optimizer step.
-        seed: seed of times, noise and label dropout; ``seed_everything`` if not given.
+        **kwargs: arguments of :class:`Task`.
 
     Raises:
-        ValueError: if tokenizer and denoiser do not fit, or an argument is out of range.
+        ValueError: if tokenizer and denoiser do not fit, or ``ema_decays`` is empty.
     """
 
     trains: ClassVar = {"denoiser": DENOISER}
@@ -79,21 +77,15 @@ class LatentDiffusion(Task):
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
         guide_from: DenoiserFrom | None = None,
         guide: Denoiser | None = None,
-        label_dropout: float = 0.1,
+        label_dropout: ClosedUnitInterval = 0.1,
         ema_decays: Sequence[float] = (0.9999,),
-        validation_bins: int = 10,
-        statistics_samples: int = 50_000,
-        activation_checkpointing: bool = False,
-        compile: bool = False,
-        accumulate_grad_batches: int = 1,
-        seed: int | None = None,
+        validation_bins: PositiveInt = 10,
+        statistics_samples: PositiveInt = 50_000,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(accumulate_grad_batches, seed)
-        if not 0 <= label_dropout <= 1 or not ema_decays or validation_bins < 1:
-            raise ValueError(
-                f"model.init_args: label_dropout={label_dropout} must lie in [0, 1], ema_decays={list(ema_decays)} "
-                f"must name at least one, validation_bins={validation_bins} must be positive"
-            )
+        super().__init__(**kwargs)
+        if not ema_decays:
+            raise ValueError("model.init_args.ema_decays is empty: give at least one decay, such as 0.9999")
         check_sizes(tokenizer, denoiser)
         if init_from is not None:
             init_from.load(tokenizer)
@@ -114,7 +106,6 @@ class LatentDiffusion(Task):
         self.objective = objective if objective is not None else FlowObjective()
         self.optimization, self.sampling, self.label_dropout = optimization, sampling, label_dropout
         self.validation_bins, self.statistics_samples = validation_bins, statistics_samples
-        self.compile_blocks, self.activation_checkpointing = compile, activation_checkpointing
 
     @cached_property
     def tokenizer_hash(self) -> str:
@@ -140,12 +131,8 @@ class LatentDiffusion(Task):
             raise ValueError("predict takes no --ckpt_path: set model.init_args.denoiser_from.path to the checkpoint")
 
     def configure_model(self) -> None:
-        """Apply activation checkpointing and compilation, and shard. The averaged denoiser is compiled too."""
-        if self.activation_checkpointing:
-            self.denoiser.set_activation_checkpointing(True)
-        for network in (self.denoiser, self.averaged_denoiser) if self.compile_blocks else ():
-            network.compile_blocks()
-        self.shard_for_training(self.denoiser)
+        """Recompute activations, compile and shard, as configured. The averaged denoiser is compiled too."""
+        self.prepare_training(self.denoiser, self.averaged_denoiser)
 
     def configure_optimizers(self) -> tuple[list[Any], list[Any]]:
         """Return the optimizer of the denoiser; raise ValueError if it is not configured."""

@@ -1,15 +1,13 @@
 """Stage 1: train a tokenizer with mask modeling (paper section 3)."""
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from lightning_modules.autoencoder import AutoencoderTask, Terms
-from lightning_modules.optimization import Optimization
 from maetok.checkpoints.networks import TOKENIZER
 from maetok.losses import masked_prediction_loss
-from maetok.losses.objective import ReconstructionObjective
 from maetok.networks import FeatureTarget, LatentTokenizer, MaskedAutoencoder, MaskRatio
 from maetok.networks.layers.patches import grid_of
 
@@ -19,22 +17,14 @@ class TokenizerTraining(AutoencoderTask):
 
     Args:
         tokenizer: the autoencoder to train.
-        autoencoder_optimization: optimisation of tokenizer and auxiliary decoders.
-        objective: pixel, perceptual and adversarial losses.
         targets: builders of feature targets by name, called with the patch size; only those with a weight are built.
         target_weights: weight of each target that an auxiliary decoder predicts; empty for none.
         auxiliary_depth: layers of an auxiliary decoder, or ``linear``.
         mask_ratio: distribution of the share of masked patches; ``high: 0`` turns masking off.
-        discriminator: builder of the discriminator; called only if the adversarial weight is positive.
-        discriminator_optimization: optimisation of the discriminator.
-        ema_decay: decay of the moving average of the trained networks, which validation uses.
-        activation_checkpointing: recompute block activations in the backward pass to save memory.
-        compile: compile transformer blocks.
-        accumulate_grad_batches: micro-batches per optimizer step.
-        seed: seed of masks, augmentation and noise; ``seed_everything`` if not given.
+        **kwargs: arguments of :class:`AutoencoderTask`.
 
     Raises:
-        ValueError: for a weight without its target, or an adversarial weight without discriminator.
+        ValueError: for a weight without its target.
     """
 
     trains: ClassVar = {"tokenizer": TOKENIZER}
@@ -42,19 +32,11 @@ class TokenizerTraining(AutoencoderTask):
     def __init__(
         self,
         tokenizer: LatentTokenizer,
-        autoencoder_optimization: Optimization,
-        objective: ReconstructionObjective,
         targets: dict[str, Callable[[int], FeatureTarget]] | None = None,
         target_weights: dict[str, float] | None = None,
         auxiliary_depth: int | Literal["linear"] = 3,
         mask_ratio: MaskRatio = MaskRatio(),  # noqa: B008 - frozen
-        discriminator: Callable[[], nn.Module] | None = None,
-        discriminator_optimization: Optimization | None = None,
-        ema_decay: float = 0.9999,
-        activation_checkpointing: bool = False,
-        compile: bool = False,
-        accumulate_grad_batches: int = 1,
-        seed: int | None = None,
+        **kwargs: Any,
     ) -> None:
         weights = {name: weight for name, weight in (target_weights or {}).items() if weight}
         unknown = weights.keys() - (targets or {}).keys()
@@ -63,15 +45,7 @@ class TokenizerTraining(AutoencoderTask):
         built = {name: (targets or {})[name](tokenizer.patch_size) for name in weights}
         super().__init__(
             MaskedAutoencoder(tokenizer, {name: target.dim for name, target in built.items()}, auxiliary_depth),
-            autoencoder_optimization,
-            objective,
-            discriminator,
-            discriminator_optimization,
-            ema_decay,
-            activation_checkpointing,
-            compile,
-            accumulate_grad_batches,
-            seed,
+            **kwargs,
         )
         self.target_weights, self.targets, self.mask_ratio = weights, nn.ModuleDict(built), mask_ratio
 

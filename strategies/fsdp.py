@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
@@ -31,24 +32,16 @@ class FSDP2Strategy(ModelParallelStrategy):
         meta_device: with ``main.py fit``, only the first process builds the trained networks with values. The others
             build them on the meta device, so they never hold a whole network; see :mod:`strategies.meta_device`.
         process_group_backend: backend of torch.distributed; nccl on CUDA and gloo on CPU if not given.
-
-    Raises:
-        ValueError: if ``replicate`` or ``timeout_minutes`` is not positive.
     """
 
     def __init__(
         self,
-        replicate: int | Literal["nodes"] = 1,
-        timeout_minutes: float = 10.0,
+        replicate: PositiveInt | Literal["nodes"] = 1,
+        timeout_minutes: PositiveFloat = 10.0,
         sharded_checkpoint: bool = True,
         meta_device: bool = False,
         process_group_backend: str | None = None,
     ) -> None:
-        if timeout_minutes <= 0 or (replicate != "nodes" and replicate < 1):
-            raise ValueError(
-                f"trainer.strategy.init_args: replicate={replicate} must be positive or nodes, "
-                f"timeout_minutes={timeout_minutes} positive"
-            )
         timeout = timedelta(minutes=timeout_minutes)
         super().__init__(tensor_parallel_size=1, process_group_backend=process_group_backend, timeout=timeout)
         self.replicate, self.sharded_checkpoint, self.meta_device = replicate, sharded_checkpoint, meta_device

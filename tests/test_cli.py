@@ -109,6 +109,50 @@ class TestErrors:
             path.write_text(text)
             assert word in error_of(capsys, DIGITS, f"--config={path}")
 
+    @pytest.mark.parametrize(
+        ("experiment", "key"),
+        [
+            ("digits_tokenizer", "compil"),
+            ("digits_tokenizer", "ema_decya"),
+            ("digits_decoder", "objectve"),
+            ("digits_decoder", "accumulate_grad_batch"),
+            ("digits_sit", "sede"),
+        ],
+    )
+    def test_misspelt_arguments_of_the_base_of_a_task(
+        self, experiment: str, key: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        config = f"--config={EXPERIMENTS / experiment}.yaml"
+        message = error_of(capsys, config, f"--model.init_args.{key}=1")
+        assert f"Option '{key}' is not accepted" in message
+        assert printed_config(config)["model"]["init_args"]["accumulate_grad_batches"] == 1  # known without being set
+
+    @pytest.mark.parametrize(
+        ("experiment", "argument", "limit"),
+        [
+            ("digits_tokenizer", "model.init_args.accumulate_grad_batches=0", "v>0"),
+            ("digits_decoder", "model.init_args.mask_ratio=1.0", "v>=0 and v<1"),
+            ("digits_decoder", "model.init_args.mask_ratio=-0.1", "v>=0 and v<1"),
+            ("digits_decoder", "model.init_args.latent_noise=-1", "v>=0"),
+            ("digits_sit", "model.init_args.label_dropout=1.1", "v>=0 and v<=1"),
+            ("digits_sit", "model.init_args.validation_bins=0", "v>0"),
+            ("digits_sit", "model.init_args.statistics_samples=0", "v>0"),
+            ("digits_tokenizer", "trainer.strategy.init_args.replicate=0", "v>0"),
+            ("digits_tokenizer", "trainer.strategy.init_args.timeout_minutes=0", "v>0"),
+        ],
+    )
+    def test_numbers_out_of_range(
+        self, experiment: str, argument: str, limit: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        files = [f"--config={EXPERIMENTS / experiment}.yaml"]
+        if "strategy" in argument:
+            files += [f"--config={ROOT / 'configs' / 'overlay' / 'fsdp.yaml'}"]
+        key, value = argument.split("=")
+        message = error_of(capsys, *files, f"--{argument}")
+        assert f'Parser key "{key.split(".")[-1]}"' in message
+        assert f"Given value: {value}\n" in message or f"{value} does not conform" in message
+        assert f"does not conform to restriction {limit}\n" in message
+
     def test_wrong_class_and_missing_file(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert "TokenizerTrainig" in error_of(capsys, "--model=lightning_modules.TokenizerTrainig")
         assert "nowhere.yaml" in error_of(capsys, "--config=nowhere.yaml")

@@ -9,7 +9,6 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from lightning_modules import LatentEncoding
-from strategies import FSDP2Strategy
 from tests.support.helpers import run_module
 from tests.support.strategies.runs import build, tokenizer
 
@@ -96,9 +95,3 @@ def test_switches_were_on(results: dict[str, Result]) -> None:
 
 def test_a_task_that_only_evaluates_runs_under_a_strategy_that_shards() -> None:
     assert is_overridden("configure_model", LatentEncoding(tokenizer()))  # what Lightning asks for
-
-
-@pytest.mark.parametrize("options", [{"replicate": 0}, {"replicate": -1}, {"timeout_minutes": 0}])
-def test_numbers_must_be_positive(options: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=r"replicate=.* must be positive or nodes, timeout_minutes=.* positive"):
-        FSDP2Strategy(**options)
