@@ -41,10 +41,9 @@ class Task(LightningModule):
     They call them outside autocast, so callbacks measure in float32 in every training precision.
 
     A step is a step of the first optimizer. ``trainer.max_steps``, schedules, checkpoints and the axis of all logs
-    count these steps, regardless of other optimizers and micro-batches. A step that the guard skips, because loss or
-    gradient is not finite, counts too: schedules, noise, masks and the data order are functions of the step and
-    continue, weights and optimizer state do not change, and the moving average takes the same weights again. So skipped
-    steps neither delay the end of a run nor disturb its continuation.
+    count these steps. A step that the guard skips, because loss or gradient is not finite, counts too: schedules,
+    noise, masks and the data order are functions of the step and continue. Weights and optimizer state do not change,
+    and the moving average takes the same weights again. A skipped step does not delay the end of a run.
 
     Args:
         activation_checkpointing: recompute the activations of blocks in the backward pass to save memory.
@@ -105,10 +104,10 @@ class Task(LightningModule):
             raise ValueError(f"trainer.precision={precision} is not supported: use bf16-mixed or 32-true")
         # The moving average is in evaluation mode on purpose.
         warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
-        device = self.trainer.strategy.root_device.type
-        if device == "cpu":
-            tune_cpu()
-        if device == "cpu" and precision.startswith("bf16") and not CPU_HAS_BFLOAT16:
+        if self.trainer.strategy.root_device.type != "cpu":
+            return
+        tune_cpu()
+        if precision.startswith("bf16") and not CPU_HAS_BFLOAT16:
             rank_zero_warn(
                 f"trainer.precision={precision}, but this CPU has no matrix instructions for bfloat16: "
                 "32-true is many times faster here"
@@ -120,12 +119,10 @@ class Task(LightningModule):
     def prepare_training(self, network: Network, *also_compiled: Network) -> None:
         """Recompute activations and compile, as configured; shard the network and its averages if the strategy does.
 
-        Everything else, such as a discriminator or frozen networks, stays whole on every process, and subcommands other
-        than ``fit`` shard nothing. It also comes from the first process: where the trained network was built on the
-        meta device, random initialisation differs.
+        Only ``fit`` shards. Every process holds everything else whole, such as a discriminator or frozen networks, with
+        the first process's values: where the trained network was built on the meta device, initialisation differs.
         """
-        if self.activation_checkpointing:
-            network.set_activation_checkpointing(True)
+        network.set_activation_checkpointing(self.activation_checkpointing)
         for compiled in (network, *also_compiled) if self.compile_blocks else ():
             compiled.compile_blocks()
         if self.device_mesh is None or self.trainer.state.fn != "fit" or is_sharded(network):
@@ -233,8 +230,7 @@ class Task(LightningModule):
     def uniform(self, rng: np.random.Generator, samples: int, *shape: int) -> Tensor:
         """Return the numbers of :meth:`uniform_on_host` on this process's device."""
         own = self.uniform_on_host(rng, samples, *shape)
-        if self.device.type == "cuda":  # a copy from pageable memory would wait for the GPU
-            own = own.pin_memory()
+        own = own.pin_memory() if self.device.type == "cuda" else own  # a pageable copy would wait for the GPU
         return own.to(self.device, non_blocking=True)
 
     def uniform_on_host(self, rng: np.random.Generator, samples: int, *shape: int) -> Tensor:
@@ -280,8 +276,7 @@ class Task(LightningModule):
         else:
             self.step_guard.step(index, norm, self.trainer.optimizers[index], optimizer.step)
         optimizer.zero_grad(set_to_none=True)
-        schedules = self.lr_schedulers()
-        (schedules[index] if isinstance(schedules, list) else schedules).step()
+        self.trainer.lr_scheduler_configs[index].scheduler.step()
         return norm
 
     def learning_rate(self, index: int) -> float:
@@ -293,8 +288,8 @@ class Task(LightningModule):
 
         Lightning would copy a number to the GPU and wait for the copy, so numbers become tensors on the CPU.
         """
-        numbers = scalars | {"step": float(self.global_step)}
-        self.log_dict({name: torch.as_tensor(value) for name, value in numbers.items()})
+        scalars = scalars | {"step": float(self.global_step)}
+        self.log_dict({name: torch.as_tensor(value) for name, value in scalars.items()})
 
     def on_validation_epoch_end(self) -> None:
         """Put validation scalars on the same axis as training scalars."""
