@@ -1,7 +1,7 @@
-"""A run that was written before modules moved and keys were renamed goes on to the weights that its own code reached.
+"""Runs written before the renames of modules and keys continue to the weights that their own code reached.
 
-``tests/data/before_the_moves`` holds the run directories of three stages after two steps and, of every weight after two
-more steps of that code, its mean and norm (``continued.json``).
+``tests/data/before_the_moves`` holds the run directories of three stages after two steps, and the mean and norm of
+every weight after two more steps of that code (``continued.json``).
 """
 
 import json
@@ -29,7 +29,7 @@ NOT_TRAINED = ("encoder.", "bottleneck.")  # in stage 2; its average shares them
 
 @pytest.fixture(scope="module")
 def continued(digits_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every stage continued from its old config and checkpoint; the stages before it are the old runs."""
+    """Continue every stage from its old config and checkpoint, after the old runs of earlier stages."""
     root = tmp_path_factory.mktemp("old")
     shutil.copytree(OLD_RUNS, root / "runs")
     shutil.copytree(OLD_RUNS, root / "continued")
@@ -84,7 +84,7 @@ def test_an_old_run_goes_on_as_its_own_code_did(continued: Path, name: str) -> N
 def test_old_and_continued_checkpoints_are_exported(
     continued: Path, tmp_path: Path, name: str, record: Any, kind: type[nn.Module], weights: str
 ) -> None:
-    """The old one by its config and the table of old tasks, the new one by its own record."""
+    """An old checkpoint uses its config and the table of old tasks; a new one uses its own record."""
     for folder, ckpt in (("old", checkpoint(OLD_RUNS / name, 2)), ("new", checkpoint(continued / name))):
         export(ckpt, tmp_path / folder, weights=weights)
         exported = kind.from_pretrained(tmp_path / folder).state_dict()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Files and folders: their names, what a torn one is, and writing while the checkpoint changes."""
+"""Checkpoint files and folders: names, incomplete writes, and writing while the checkpoint changes."""
 
 import os
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_an_error_in_writing_is_raised_and_leaves_the_older_checkpoint(
         writer.save_checkpoint({**checkpoint(), "global_step": 8}, path)
         writer.wait()
     assert read_checkpoint(path)["global_step"] == 7
-    writer.wait()  # raised once
+    writer.wait()  # the error is raised only once
 
 
 def test_a_folder_is_complete_with_all_of_its_files(tmp_path: Path) -> None:

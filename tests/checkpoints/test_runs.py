@@ -1,4 +1,4 @@
-"""Beginning with the weights of another run, and telling whether weights are the same."""
+"""Initialise networks from another run, and compare weights by hash."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def save(path: Path, network: nn.Module, prefix: str = "ema.network.tokenizer.")
 
 
 class TestInitFrom:
-    """Weights come from a file or from the newest checkpoint of a run, and have to fit."""
+    """Weights come from a file or from the newest checkpoint of a run, and must fit the network."""
 
     def test_newest_checkpoint_of_a_run(self, tmp_path: Path) -> None:
         for step, seed in ((9, 1), (10, 2)):
@@ -60,7 +60,7 @@ class TestInitFrom:
 
 
 class TestHash:
-    """The hash follows what latents depend on, and nothing else."""
+    """The hash changes if and only if the latents change."""
 
     def test_decoder_does_not_matter_but_encoder_and_bottleneck_do(self) -> None:
         network = tokenizer()
@@ -100,7 +100,7 @@ def test_mirrored_latents_are_those_of_the_mirrored_image() -> None:
 
 
 def test_statistics_do_not_depend_on_how_samples_are_divided() -> None:
-    """Against numpy on all values, with a mean that is large beside the spread, where the naive formula fails."""
+    """Moments agree with numpy where the mean is large compared to the spread; the naive formula fails there."""
     values = np.random.default_rng(0).normal(1e6, [1e-2, 1.0], (1000, 4, 2))
     whole = ChannelMoments.of(values)
     for cuts in ([1], [300, 999], [10, 20, 30, 900]):

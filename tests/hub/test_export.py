@@ -1,4 +1,4 @@
-"""Checkpoints become published folders that compute the same, and the library samples from them."""
+"""Exported checkpoints compute the same as published folders, and the library samples from them."""
 
 import subprocess
 import sys
@@ -44,7 +44,7 @@ def build(config: dict[str, Any]) -> Any:
 
 
 def write_run(folder: Path, class_path: str, init_args: dict[str, Any], state: dict[str, torch.Tensor]) -> Path:
-    """A run directory as training leaves it."""
+    """Write a run directory like one that training leaves."""
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump({"model": {"class_path": class_path, "init_args": init_args}}))
     torch.save({"state_dict": state}, folder / "checkpoints" / "step=000000005.ckpt")
@@ -56,7 +56,7 @@ def named(network: nn.Module, prefix: str) -> dict[str, torch.Tensor]:
 
 
 def scrambled(network: nn.Module) -> Any:
-    """The network with other weights than it begins with, so that zeros prove nothing."""
+    """Return the network with random weights instead of its initial zeros, so that equal outputs prove something."""
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1)
     return network.eval()
@@ -78,7 +78,7 @@ def assert_same_tokenizer(ours: Tokenizer, trained: Tokenizer) -> None:
 
 
 class TestTokenizer:
-    """Stages 1 and 2."""
+    """Test the export of stages 1 and 2."""
 
     @pytest.mark.parametrize("weights", ["ema", "raw"])
     def test_a_run_of_stage_1(self, tmp_path: Path, digits_root: Path, weights: str, capsys: Any) -> None:
@@ -94,12 +94,12 @@ class TestTokenizer:
         assert (ours.latents_hash() == averaged.latents_hash()) == (weights == "ema")
         ours.save_pretrained(again)
         assert_same_files(folder, again)
-        export(tmp_path / "run", tmp_path / "newest", weights=weights)  # its newest checkpoint is the same
+        export(tmp_path / "run", tmp_path / "newest", weights=weights)  # newest of the run
         assert_same_files(folder, tmp_path / "newest")
 
     @pytest.mark.parametrize("positions", ["rotary", "absolute", "both"])
     def test_any_positions_and_sizes(self, tmp_path: Path, positions: str) -> None:
-        """Where the published format has a table and ours none, it is zero."""
+        """A table that only the published format has is written as zeros."""
         options = {"encoder_positions": positions, "decoder_positions": positions, "rope_theta": 7.0}
         network = scrambled(Tokenizer(32, 8, 4, encoder=SIZE, decoder=SIZE, **options))
         state = named(network, "ema.network.tokenizer.")
@@ -116,7 +116,7 @@ class TestTokenizer:
         assert_same_tokenizer(ours, trained)
 
     def test_a_published_tokenizer_whose_decoder_was_fine_tuned(self, tmp_path: Path) -> None:
-        """Its config and its unused tensors stay, and so does what the weights did not change."""
+        """The export keeps the published config, unused tensors, and all values that training did not change."""
         source, sizes = DATA / "ae_movq_rope", {"embed_dim": 96, "depth": 2, "num_heads": 3}
         network = Tokenizer.from_pretrained(source, **sizes)
         scrambled(network.decoder)
@@ -150,7 +150,7 @@ class TestTokenizer:
 
 
 class TestDenoiser:
-    """Stage 3: a SiT, and the statistics of the latents that it was trained on."""
+    """Test the export of stage 3: a SiT, and the statistics of its training latents."""
 
     def task(self, qk_norm: bool = False) -> LatentDiffusion:
         sampling = Sampling(Euler(3), guidance_scale=1.9, guidance_interval=(0.0, 0.75), seed=5)
@@ -163,7 +163,7 @@ class TestDenoiser:
 
     @pytest.mark.parametrize("qk_norm", [False, True])
     def test_the_library_samples_what_the_task_samples(self, tmp_path: Path, qk_norm: bool) -> None:
-        """The example of ``maetok``'s docstring, with the noise of the task."""
+        """The example in the docstring of ``maetok`` samples the task's images from the task's noise."""
         task = self.task(qk_norm)
         checkpoint = write_run(tmp_path / "run", STAGE_3, denoiser_config(qk_norm=qk_norm), task.state_dict())
         export(checkpoint, tmp_path / "sit")
@@ -214,7 +214,7 @@ def test_statistics_of_a_released_model(tmp_path: Path) -> None:
 
 
 class TestErrors:
-    """Each names what was given and what to do."""
+    """Each error names the given value and the remedy."""
 
     @pytest.fixture
     def checkpoint(self, tmp_path: Path) -> Path:
@@ -291,7 +291,7 @@ class TestErrors:
 
 
 def test_importing_the_library_imports_nothing_heavy() -> None:
-    """And what it offers needs no Lightning."""
+    """The package imports without Lightning, and so does everything that it offers."""
     program = """
 import sys
 import maetok

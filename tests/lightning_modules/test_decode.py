@@ -12,7 +12,7 @@ def test_decoded_latents_are_reconstructions() -> None:
     images = torch.rand(3, 3, 16, 16) * 2 - 1
     for model in (task(), finetuning(), LatentEncoding(tokenizer())):
         for parameter in (model.model if hasattr(model, "model") else model).parameters():
-            parameter.data.add_(0.01)  # the moving average stays behind, and it is what decodes
+            parameter.data.add_(0.01)  # the moving average stays behind, and it decodes
         decoded = model.decode(model.encode(images))
         assert torch.equal(decoded, model.reconstruct(images))
         assert not decoded.requires_grad

@@ -19,7 +19,7 @@ from tests.support.tokenizer_training import fit, task
 
 
 class Ratios(Callback):
-    """Share of masked patches of each step."""
+    """Records the share of masked patches in each step."""
 
     def __init__(self) -> None:
         self.seen: list[float] = []
@@ -75,7 +75,7 @@ def test_annealing_needs_an_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mask_mode", ["replace", "drop"])
 def test_the_decoder_gets_latents_of_masked_images_with_noise(mask_mode: str) -> None:
-    """Its input is that of the frozen encoder for the mask, plus Gaussian noise of the given deviation."""
+    """The decoder's input is the frozen encoder's output for the mask, plus Gaussian noise of the given deviation."""
     images = torch.rand(64, 3, 16, 16) * 2 - 1
     mask = torch.rand(64, 16) < 0.5
     for deviation in (0.0, 0.3):
@@ -111,7 +111,7 @@ def test_it_begins_with_stage_1_without_its_auxiliary_decoders(tmp_path: Path) -
     assert not any("auxiliary" in name for name in model.state_dict())
     plain = task(tokenizer=tokenizer(), adversarial=0.0, targets=targets)
     fit(plain, tmp_path, 1).save_checkpoint(tmp_path / "plain.ckpt")
-    finetuning(InitFrom(str(tmp_path / "plain.ckpt")), adversarial=0.5)  # a new discriminator is no error
+    finetuning(InitFrom(str(tmp_path / "plain.ckpt")), adversarial=0.5)  # the checkpoint need not hold a discriminator
     raw = finetuning(InitFrom(str(tmp_path / "stage1.ckpt"), "model.tokenizer."))
     assert torch.equal(raw.model.tokenizer.decoder.output.weight, stage_1.model.tokenizer.decoder.output.weight)
 

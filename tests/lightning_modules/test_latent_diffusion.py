@@ -1,4 +1,4 @@
-"""Stage 3: what a step computes, what is normalised, averaged and validated; continuing, and two processes."""
+"""Stage 3: the training step, normalisation, averages, validation, continued runs and two processes."""
 
 import json
 from functools import partial
@@ -43,7 +43,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def numbers_of(seed: int, step: int, micro_step: int, rows: int) -> Tensor:
-    """Uniform numbers (rows, 2) of a micro-batch, as the task draws them."""
+    """Return the uniform numbers (rows, 2) that the task draws for a micro-batch."""
     rng = np.random.default_rng(np.random.SeedSequence([seed, step, micro_step, 0]))
     return torch.from_numpy(rng.random((rows, 2), dtype=np.float32))
 
@@ -116,11 +116,11 @@ def test_statistics_of_a_published_model_are_kept(cache: Path, tmp_path: Path) -
 
 
 def test_statistics_of_images_are_those_of_their_latents(tmp_path: Path, digits_root: Path) -> None:
-    """100 of the digits, every 40th, in batches that do not divide them."""
+    """The task measures 100 digits, in batches of 30: the last batch is smaller."""
     data = Digits(str(digits_root), 8, batch_size=4, evaluation_batch_size=30, loading=Loading(num_workers=0))
     model = diffusion(statistics_samples=100)
     trainer(tmp_path, 1, limit_val_batches=0).fit(model, datamodule=data)
-    assert data.position == 4  # what was measured is not counted as trained on
+    assert data.position == 4  # measuring does not advance the training position
     batches = [data.on_after_batch_transfer(batch, 0) for batch in data.evaluation_dataloader("train", 100)]
     images = torch.cat([batch["images"][batch["valid"]] for batch in batches])
     assert len(images) == 100
@@ -150,7 +150,7 @@ def test_moving_averages_follow_their_formula(cache: Path, tmp_path: Path) -> No
 
 
 def validation(model: LatentDiffusion, cache: Path, folder: Path, batch_size: int) -> dict[str, float]:
-    """The validation metrics, of weights as they are."""
+    """Return the validation metrics of the current weights."""
     manifest = json.loads((cache / "manifest.json").read_text())["splits"]["train"]
     model.normalizer.set_statistics(torch.tensor(manifest["mean"]), torch.tensor(manifest["std"]))
     data = latent_shards(cache, evaluation_batch_size=batch_size)
@@ -191,7 +191,7 @@ def test_a_stopped_run_continues_bit_for_bit(cache: Path, tmp_path: Path) -> Non
     whole, parts = scalars(tmp_path / "whole"), scalars(tmp_path / "parts")
     assert len(whole) == len(parts) == 12  # micro-batches
     for expected, found in zip(whole, parts, strict=True):
-        common = expected.keys() & found.keys()  # right after a restart not everything has been logged again
+        common = expected.keys() & found.keys()  # some values are not logged again right after a restart
         assert {name: expected[name] for name in common} == {name: found[name] for name in common}
         assert {"train/loss", "train/velocity_mse"} <= common
     first, second = (torch.load(tmp_path / name / "checkpoints" / "step=000000006.ckpt") for name in ("whole", "parts"))
@@ -211,7 +211,7 @@ distributed_run(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), 2)
 
 
 def distributed_run(cache: Path, digits: Path, folder: Path, devices: int) -> None:
-    """Six steps of SGD and a validation, statistics of images; the first process saves weights and metrics."""
+    """Take six steps of SGD, validate and measure latents of images; the first process saves weights and metrics."""
     model = diffusion(optimization=optimization("SGD", 0.05), ema_decays=(0.5,), accumulate_grad_batches=2)
     strategy = {"devices": devices, "strategy": "ddp" if devices > 1 else "auto"}
     fitted = trainer(folder, 6, **strategy)
@@ -220,7 +220,7 @@ def distributed_run(cache: Path, digits: Path, folder: Path, devices: int) -> No
     metrics = fitted.validate(model, datamodule=data, verbose=False)[0]
     if fitted.is_global_zero:
         torch.save((model.state_dict(), metrics), folder / f"{devices}.pt")
-    on_images = diffusion(statistics_samples=101)  # not a multiple of anything
+    on_images = diffusion(statistics_samples=101)  # no multiple of the batch size
     data = Digits(str(digits), 8, batch_size=4, evaluation_batch_size=30, loading=Loading(num_workers=0))
     trainer(folder, 1, limit_val_batches=0, **strategy).fit(on_images, datamodule=data)
     if fitted.is_global_zero:
@@ -228,7 +228,7 @@ def distributed_run(cache: Path, digits: Path, folder: Path, devices: int) -> No
 
 
 def test_two_processes_train_and_validate_as_one(cache: Path, tmp_path: Path, digits_root: Path) -> None:
-    """SGD, because AdamW makes large steps of rounding noise."""
+    """This uses SGD, because AdamW turns rounding noise into large steps."""
     distributed_run(cache, digits_root, tmp_path, 1)
     run_subprocess(PROGRAM, tmp_path, str(cache), str(digits_root), str(tmp_path))
     statistics = [torch.load(tmp_path / f"statistics_{devices}.pt") for devices in (1, 2)]
@@ -240,7 +240,7 @@ def test_two_processes_train_and_validate_as_one(cache: Path, tmp_path: Path, di
         torch.testing.assert_close(two[name], value, atol=1e-6, rtol=1e-6)
     assert metrics_two == pytest.approx(metrics_one, rel=1e-5)
     moved = max((one[f"denoiser.{name}"] - value).abs().max().item() for name, value in denoiser().named_parameters())
-    assert moved > 1e-3  # the comparison means something
+    assert moved > 1e-3  # training has moved the weights, so equality proves something
 
 
 def test_switches_reach_the_denoiser_that_trains_and_the_one_that_samples() -> None:
@@ -252,7 +252,7 @@ def test_switches_reach_the_denoiser_that_trains_and_the_one_that_samples() -> N
 
 
 class Counting(Denoiser):
-    """Counts the rows it is called with."""
+    """Counts the rows of its inputs."""
 
     def __init__(self) -> None:
         super().__init__(3, 4, CLASSES)
@@ -281,7 +281,7 @@ def test_guidance_costs_no_more_rows_than_its_interval(
 
 
 def test_samples_are_decoded_from_denormalised_latents() -> None:
-    """A denoiser without parameters of its own: v = x / 2, so Euler's steps multiply by 1 - 1 / (2 steps)."""
+    """Predicts v = x / 2 without parameters, so each Euler step multiplies by 1 - 1 / (2 steps)."""
     model = diffusion(denoiser=Counting(), sampling=Sampling(Euler(4), seed=7))
     model.normalizer.set_statistics(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0.5, 1.0, 2.0, 3.0]))
     latents = index_noise(7, [3, 9], shape=(3, 4)) * (1 - 1 / 8) ** 4
@@ -299,7 +299,7 @@ def test_samples_are_decoded_from_denormalised_latents() -> None:
 
 @pytest.mark.parametrize("width", [16, 8])
 def test_a_denoiser_of_another_size_guides(cache: Path, tmp_path: Path, width: int) -> None:
-    """v = v_guide + 2 (v - v_guide), by Euler in one step from t = 1; the guide has weights of its own."""
+    """One Euler step from t = 1 follows v = v_guide + 2 (v - v_guide); the guide has its own weights."""
     smaller = partial(denoiser, size=TransformerSize(width, 1, 2))
     fitted = trainer(tmp_path, 2)
     fitted.fit(diffusion(denoiser=smaller()), datamodule=latent_shards(cache))
@@ -331,7 +331,7 @@ def test_a_denoiser_without_labels_trains_validates_and_samples(cache: Path, tmp
     images = model.sample(indices, indices)
     assert torch.equal(model.sample(None, indices), images)
     data = SampleLabels(3, num_classes=None, batch_size=2, block=2)
-    model.statistics_from = "nowhere"  # it has weights to sample from
+    model.statistics_from = "nowhere"  # pretend that the denoiser has trained weights
     found = torch.cat(trainer(tmp_path, 1).predict(model, datamodule=data))
     torch.testing.assert_close(found, to_uint8(images).permute(0, 2, 3, 1), atol=1, rtol=0)
 

@@ -1,4 +1,4 @@
-"""Networks are made ready before they predict: what comes out stays what it was, in either precision."""
+"""Preparing networks for prediction changes no result, in either precision."""
 
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,13 @@ def diffusion() -> Task:
     with torch.no_grad():
         for parameter in task.averaged_denoiser.parameters():
             parameter.normal_(std=0.2)
-    task.statistics_from = "nowhere"  # it has weights to sample from
+    task.statistics_from = "nowhere"  # pretend that the denoiser has trained weights
     task.denoiser.published_config = {"name": "any"}
     return task
 
 
 class PackedDtypes(Callback):
-    """Of the linear layers that are packed while predicting: in the network that predicts, and in the decoder."""
+    """Count the linear layers that are packed during prediction, in the predicting network and in the decoder."""
 
     def on_predict_batch_start(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         networks = [pl_module.tokenizer]

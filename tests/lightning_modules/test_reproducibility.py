@@ -1,4 +1,4 @@
-"""A run that was stopped, or that is spread over two processes, computes what one uninterrupted process computes."""
+"""A run that is stopped and continued, or split over two processes, equals a run of one uninterrupted process."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import torch
 
 from tests.support.helpers import EXPERIMENTS, ROOT, TINY, run, scalars, weights
 
-# Everything that has state or noise: KL sampling, both optimizers, LeCAM, DiffAugment, accumulation, augmentation.
+# All parts that have state or noise: KL sampling, both optimizers, LeCAM, DiffAugment, accumulation, augmentation.
 FULL = """
 trainer:
   max_steps: 6
@@ -56,7 +56,7 @@ def overlay(folder: Path, bottleneck: str, optimizer: str, rate: float, accumula
 def test_stopping_and_continuing_gives_the_same_losses_and_weights(
     tmp_path: Path, digits_root: Path, stage: int
 ) -> None:
-    """One loader process, CPU, float32: equality bit for bit, in stage 1 and in stage 2 with noise on the latents."""
+    """Results are bit-equal in stage 1, and in stage 2 with noise on the latents (one loader process, CPU, float32)."""
     options = [overlay(tmp_path, "KLBottleneck", "AdamW", 1e-3, accumulate=2, workers=1)]
     experiment, tiny = "imagenet256_maetok_b128", TINY
     names = {"train/loss", "train/kl", "train/adversarial", "discriminator/lecam", "gradient_norm/discriminator"}
@@ -78,7 +78,7 @@ def test_stopping_and_continuing_gives_the_same_losses_and_weights(
     assert len(whole) == len(parts) == 12  # micro-batches
     assert names <= whole[-1].keys()
     for expected, found in zip(whole, parts, strict=True):
-        common = expected.keys() & found.keys()  # right after a restart not everything has been logged again
+        common = expected.keys() & found.keys()  # some values are not logged again right after a restart
         assert {name: expected[name] for name in common} == {name: found[name] for name in common}
         assert "train/loss" in common
     first, second = weights(tmp_path / "whole", 6), weights(tmp_path / "parts", 6)
@@ -87,7 +87,7 @@ def test_stopping_and_continuing_gives_the_same_losses_and_weights(
 
 
 def test_two_processes_give_the_weights_of_one_with_the_whole_batch(tmp_path: Path, digits_root: Path) -> None:
-    """DDP over gloo against one process, same global batch: same weights after 6 steps of SGD that move them visibly.
+    """DDP over gloo and one process with the same global batch reach the same weights in six visible steps of SGD.
 
     SGD, because AdamW turns rounding noise of 1e-8 in a gradient near zero into steps as large as its learning rate.
     Rounding may move one activation across the kink of a LeakyReLU, on some machines and not on others: 2e-5 in that
@@ -120,7 +120,7 @@ def test_two_processes_give_the_weights_of_one_with_the_whole_batch(tmp_path: Pa
         assert max(differences) < 5e-5, part
     early = weights(tmp_path / "one", 5)
     moved = max((one[name] - early[name]).abs().max().item() for name in one if name.startswith("model."))
-    assert moved > 1e-4  # the comparison means something
+    assert moved > 1e-4  # training has moved the weights, so equality proves something
     lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")]
     measured = [json.loads(validations[-1]) for validations in lines]
     for name in ("psnr", "ssim", "l1"):  # every sample counted once

@@ -1,4 +1,4 @@
-"""A continued run has the optimizer options of its config, not those of the run before."""
+"""A continued run takes its optimizer options from its config, not from the checkpoint."""
 
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ def options(rate: float, **more: Any) -> dict[str, Optimization]:
 
 
 class LearningRates(Callback):
-    """Of both optimizers, in each micro-batch."""
+    """Records the options of both optimizers in each micro-batch."""
 
     def __init__(self) -> None:
         self.seen: list[list[float]] = []
@@ -48,7 +48,7 @@ def test_the_config_says_how_optimizers_go_on(tmp_path: Path, digits_root: Path)
     for optimizer, steps in zip(trainer.optimizers, (6, 5), strict=True):  # the discriminator starts a step later
         assert optimizer.param_groups[0]["weight_decay"] == 0.5
         assert optimizer.param_groups[0]["betas"] == (0.5, 0.7)
-        assert {int(state["step"]) for state in optimizer.state.values()} == {steps}  # states are the checkpoint's
+        assert {int(state["step"]) for state in optimizer.state.values()} == {steps}  # restored states
 
 
 def test_a_learning_rate_of_zero_stops_all_change(tmp_path: Path, digits_root: Path) -> None:

@@ -1,4 +1,4 @@
-"""The stage-1 task by itself: what is built, what counts as a step, what trains, what is logged."""
+"""The task of stage 1: the networks that it builds, its steps, the weights that it trains, and its logs."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -73,7 +73,7 @@ def test_without_adversarial_weight_there_is_no_discriminator(tmp_path: Path) ->
 
 
 def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
-    """Two micro-batches of four against one of eight: gradients agree, so do weights after a step of SGD."""
+    """Two micro-batches of four and one of eight give the same gradients, and the same weights after a step of SGD."""
 
     class Pairs(Noise):
         def __iter__(self) -> Iterator[dict[str, Tensor]]:
@@ -84,7 +84,7 @@ def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
 
     results = []
     for accumulate, data in ((2, Noise()), (1, Pairs())):
-        # without clipping, which would hide a wrong scale of the gradient
+        # no clipping: it would hide a wrong scale of the gradient
         sgd = Optimization(partial(torch.optim.SGD, lr=0.01), ConstantWithWarmup, gradient_clip=0.0)
         options = {"autoencoder_optimization": sgd, "mask_ratio": MaskRatio(0.0, 0.0), "adversarial": 0.0}
         model = task(accumulate_grad_batches=accumulate, **options)
@@ -105,7 +105,7 @@ def test_gradient_is_clipped_to_the_given_norm(tmp_path: Path) -> None:
     trainer = fit(model, tmp_path, 1)
     moved = (torch.nn.utils.parameters_to_vector(model.model.parameters()) - before).norm()
     torch.testing.assert_close(moved, torch.tensor(1e-3), rtol=1e-2, atol=0)
-    assert trainer.callback_metrics["gradient_norm/autoencoder"] > 1e-2  # what is logged is the norm before clipping
+    assert trainer.callback_metrics["gradient_norm/autoencoder"] > 1e-2  # the logged norm is the norm before clipping
 
 
 def test_everything_is_logged_against_the_generator_step(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_views_show_inputs_masks_and_targets() -> None:
 
 
 class TestErrors:
-    """Configs that contradict themselves are refused with the keys to change."""
+    """An error refuses a config that contradicts itself, and names the keys to change."""
 
     def test_weight_without_target(self) -> None:
         with pytest.raises(ValueError, match=r"target_weights names \['dino'\], but targets has only \['hog'\]"):

@@ -1,4 +1,4 @@
-"""Between log steps no number is read from a tensor of the step, which on a GPU would wait for it."""
+"""Between log steps training reads no number from a tensor: on a GPU each read would wait for the step to end."""
 
 import json
 from pathlib import Path
@@ -11,13 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.support.helpers import run
 
 CALLBACKS: list[dict[str, Any]] = [
-    {"class_path": "tests.lightning_modules.test_waiting.CountReads"},  # first, since the count of FLOPs lies inside
+    {"class_path": "tests.lightning_modules.test_waiting.CountReads"},  # first, so that it encloses the count of FLOPs
     {"class_path": "callbacks.StepProgressBar", "init_args": {"refresh_rate": 5}},
     {"class_path": "callbacks.Throughput", "init_args": {"peak_flops_per_second": 1e11}},
     {"class_path": "callbacks.NonFiniteGuard"},
     {"class_path": "callbacks.ResumableCheckpoint", "init_args": {"every_n_steps": 100}},
 ]
-READ = torch.ops.aten._local_scalar_dense  # what item(), float(), int() and bool() of a tensor call
+READ = torch.ops.aten._local_scalar_dense  # item(), float(), int() and bool() of a tensor call this
 
 
 class Reads(TorchDispatchMode):
@@ -31,7 +31,7 @@ class Reads(TorchDispatchMode):
 
 
 class CountReads(Callback):
-    """Counts them in each step with all that callbacks, loggers and the training loop do until the next one."""
+    """Counts reads in each step, including those of callbacks, loggers and the training loop before the next step."""
 
     per_step: ClassVar[list[int]]
 
@@ -51,7 +51,7 @@ class CountReads(Callback):
 
 
 def test_steps_read_no_numbers(tmp_path: Path, digits_root: Path) -> None:
-    """All losses, discriminator, guard and progress bar; three reads are of numbers that are on the CPU everywhere.
+    """Run all losses, discriminator, guard and progress bar. Three reads are of numbers that are always on the CPU.
 
     They are the position of the next batch, twice before it is brought to the device, and whether there was a signal.
     The last of the five steps logs; the first ones count FLOPs.

@@ -57,7 +57,7 @@ def test_lecam_gradient_may_be_taken_after_the_next_update() -> None:
 
 
 class TestAdversarialLoss:
-    """The two sides together, with a discriminator that is a plain function."""
+    """Test the losses of both sides with a plain function as discriminator."""
 
     images, fakes = torch.rand(2, 4, 3, 8, 8).mul(2).sub(1).unbind(0)
     uniform = torch.rand(8, 7)
@@ -92,7 +92,7 @@ class TestAdversarialLoss:
 
 
 class TestDiffAugment:
-    """Augmentation as a function of its uniform numbers."""
+    """Test augmentation as a function of its uniform numbers."""
 
     images = torch.rand(3, 3, 16, 16) * 2 - 1
 

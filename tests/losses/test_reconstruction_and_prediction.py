@@ -14,7 +14,7 @@ def test_pixel_losses() -> None:
 
 
 class TestObjective:
-    """Weights, names and what is built."""
+    """Test weights, names and the losses that the objective builds."""
 
     layer = torch.nn.Linear(3, 3)
     images = torch.rand(2, 3, 4, 4)

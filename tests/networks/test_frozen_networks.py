@@ -16,7 +16,7 @@ CONVNET = "test_resnet"
 
 
 def test_teacher_runs_on_the_patch_grid_of_the_image() -> None:
-    target = TimmTarget(patch_size=8, model_name=VIT)  # 16-pixel patches of its own
+    target = TimmTarget(patch_size=8, model_name=VIT)  # its own patches have 16 pixels
     images = torch.rand(2, 3, 32, 48) * 2 - 1
     features = target(images)
     assert features.shape == (2, 4 * 6, target.dim)
@@ -138,7 +138,7 @@ def test_timm_perceptual_loss_is_zero_for_equal_images_and_bounded() -> None:
 
 
 def test_lpips_is_torchmetrics_with_local_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """AlexNet's file as torchvision's cache would hold it, made here: the loading code is the real one."""
+    """Write AlexNet's file as torchvision's cache holds it, so that the real loading code reads it."""
     from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
     from torchvision.models import AlexNet_Weights, alexnet
 
@@ -187,4 +187,4 @@ def test_lpips_without_weights_names_the_remedy(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(RuntimeError, match=r"net_type='vgg'.*no network.*TORCH_HOME"):
         LPIPSLoss("vgg")
     images = torch.zeros(1, 3, 32, 32)
-    assert LPIPSLoss("squeeze", pretrained=False)(images, images) == 0  # random weights need none
+    assert LPIPSLoss("squeeze", pretrained=False)(images, images) == 0  # random weights need no file

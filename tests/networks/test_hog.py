@@ -1,4 +1,4 @@
-"""HOG against reference numbers and its own symmetries."""
+"""HOG agrees with reference numbers and with its symmetries."""
 
 import pytest
 import torch

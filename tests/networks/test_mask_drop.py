@@ -1,4 +1,4 @@
-"""Masked patches that are dropped: neither they nor padding reach the latents, and unmasked images are as ever."""
+"""Neither dropped patches nor padding reach the latents, and latents of unmasked images do not change."""
 
 import math
 from pathlib import Path
@@ -32,13 +32,13 @@ def small(**options) -> Tokenizer:
 
 
 def masks(*counts: int, patches: int = 16) -> torch.Tensor:
-    """One mask for each number of masked patches."""
+    """Return one mask for each number of masked patches."""
     ranks = torch.rand(len(counts), patches).argsort(dim=1).argsort(dim=1)
     return ranks < torch.tensor(counts)[:, None]
 
 
 def by_hand(tokenizer: Tokenizer, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Latents of one image (3, H, W): the visible tokens of the whole sequence, attention written out."""
+    """Return the latents of one image (3, H, W) from its visible tokens, with attention written out."""
     encoder = tokenizer.encoder
     whole = encoder.embed(image[None], None)[0]
     before = len(whole) - len(mask) - tokenizer.latent_tokens
@@ -72,7 +72,7 @@ def test_visible_patches_by_hand() -> None:
     assert visible.present.tolist() == [[True, True], [True, False]]
     same = visible_patches(mask[:1].expand(3, -1), CPU)
     assert same.indices.tolist() == [[1, 3]] * 3
-    assert same.present is None  # so attention needs no mask
+    assert same.present is None  # attention needs no mask
     assert visible_patches(torch.ones(2, 4, dtype=torch.bool), CPU).indices.shape == (2, 0)
 
 
@@ -138,7 +138,7 @@ def test_nothing_is_read_from_the_accelerator() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_keys_without_weight_are_as_good_as_absent(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    plain = dtype == torch.bfloat16  # and the fused kernel in float32
+    plain = dtype == torch.bfloat16  # float32 takes the fused kernel
     monkeypatch.setattr("maetok.networks.layers.attention.plain_is_faster", lambda *_: plain)
     queries, keys, values = torch.randn(3, 2, 4, 9, 8, dtype=torch.float64).to(dtype).unbind(0)
     key_mask = torch.ones(2, 9, dtype=torch.bool)
@@ -158,13 +158,13 @@ def forward_flops(tokenizer: Tokenizer, mask: torch.Tensor) -> int:
 
 @pytest.mark.parametrize("counts", [(32, 32), (32, 40)])
 def test_operations_are_those_of_the_longest_sequence(monkeypatch: pytest.MonkeyPatch, counts: tuple[int, ...]) -> None:
-    """Per image and layer 24 T W^2 of matrices and 4 T^2 W of attention, T = 1 + visible + L; all patches embedded.
+    """An image costs 24 T W^2 + 4 T^2 W per layer (matrices, attention), T = 1 + visible + L; all patches are embedded.
 
     In the last layer all T tokens are projected, 6 T W^2, and only the L latent tokens do anything else.
     """
     monkeypatch.setattr(
         "maetok.networks.layers.attention.plain_is_faster", lambda *_: True
-    )  # the counter knows this formula
+    )  # the counter has a formula for this kernel
     tokenizer = small(image_size=64)
     batch, width = len(counts), SIZE.width
     length = 1 + (64 - min(counts)) + 4
@@ -179,7 +179,7 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
     model = MaskedAutoencoder(small(), {"hog": 27}, depth=1)
     images, mask = torch.randn(2, 3, 32, 32), masks(5, 9)
     gradients, calls = [], forward_calls(model)
-    for enabled, expected in ((False, 1), (True, 3)):  # with it once more in the backward pass
+    for enabled, expected in ((False, 1), (True, 3)):  # checkpointing adds calls in forward and backward
         model.zero_grad()
         model.set_activation_checkpointing(enabled)
         output = model(images, mask)
@@ -209,11 +209,11 @@ def test_encoder_compiles_without_graph_breaks_and_blocks_for_all_lengths_at_onc
         model(images, masks(step, 12 - step, 8)).reconstructions.mean().backward()
         if step == 3:
             settled = len(graphs)
-    assert len(graphs) == settled < torch._dynamo.config.recompile_limit  # where it would give up compiling
+    assert len(graphs) == settled < torch._dynamo.config.recompile_limit  # at the limit dynamo would stop compiling
 
 
 def test_it_is_published_as_a_tokenizer_without_mask_token(tmp_path: Path) -> None:
-    """In the format ``enc_token_drop: 0`` says so; masks drop patches of a tokenizer that is read from it."""
+    """The published format says so by ``enc_token_drop: 0``; masks drop patches in a tokenizer read from it."""
     replacing, dropping = small(mask_mode="replace"), small()
     with_token, without = published_config(replacing), published_config(dropping)
     assert (with_token.pop("enc_token_drop"), without.pop("enc_token_drop")) == (0.4, 0.0)

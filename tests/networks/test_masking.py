@@ -1,4 +1,4 @@
-"""Mask ratios follow their distributions, masks have exactly the wanted size."""
+"""Mask ratios follow their distributions, and masks have exactly the wanted size."""
 
 import pytest
 import torch

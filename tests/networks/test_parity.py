@@ -83,7 +83,10 @@ def test_intermediates(name: str) -> None:
     latents = golden["z"].shape[1]
     seen["mid.encoder.norm"] = tokenizer.encoder(golden["x"])
     last = len(tokenizer.encoder.blocks) - 1
-    for key in ("mid.encoder.norm", f"mid.encoder.block{last}"):  # we compute only the tokens that are used
+    for key in (
+        "mid.encoder.norm",
+        f"mid.encoder.block{last}",
+    ):  # the last block computes only the used tokens
         golden[key] = golden[key][:, -latents:]
     for key in ("mid.decoder.norm", f"mid.decoder.block{last}"):
         golden[key] = golden[key][:, :-latents]
@@ -123,7 +126,7 @@ def test_round_trip_is_bit_exact(name: str, tmp_path: Path) -> None:
     assert all(torch.equal(before[key], after[key]) for key in before)
     config, written = (json.loads((folder / "config.json").read_text()) for folder in (DATA / name, tmp_path))
     assert all(written[key] == value for key, value in config.items())
-    again = Tokenizer.from_pretrained(tmp_path)  # the written config knows the true sizes
+    again = Tokenizer.from_pretrained(tmp_path)  # the written config holds the true sizes
     assert torch.equal(again.encode(golden["x"]), tokenizer.encode(golden["x"]))
 
 
@@ -149,7 +152,7 @@ def test_tokenizer_of_our_own_survives_the_published_format(tmp_path: Path) -> N
 
 
 class TestErrors:
-    """Whatever is wrong with a folder is said, with the file and the remedy."""
+    """Errors name the fault of a folder, the file and the remedy."""
 
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:

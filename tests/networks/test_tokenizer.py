@@ -1,4 +1,4 @@
-"""The tokenizer at any size, its first training step, its number of parameters, compiled and in bfloat16."""
+"""The tokenizer at several sizes: first training step, number of parameters, compilation and bfloat16."""
 
 import copy
 
@@ -82,7 +82,7 @@ def test_first_step_depends_on_latents_and_reaches_the_encoder(modulation: bool)
     assert change > 0.05
     reconstruction = tokenizer.decode(first)
     patches = reconstruction.unfold(2, 8, 8).unfold(3, 8, 8).permute(2, 3, 0, 1, 4, 5).flatten(0, 1)
-    assert patches.std(0).mean() > 0.01  # positions differ from each other as well
+    assert patches.std(0).mean() > 0.01  # positions differ from each other too
     (tokenizer(images) - images).square().mean().backward()
     norm = torch.stack([p.grad.norm() for p in tokenizer.encoder.blocks.parameters()]).norm()
     assert norm > 1e-2
@@ -155,7 +155,7 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
     assert calls == [1] * len(model.blocks())
     model.set_activation_checkpointing(True)
     recomputed = gradients()
-    assert calls == [3] * len(model.blocks())  # once more in the forward and once in the backward pass
+    assert calls == [3] * len(model.blocks())  # one more call in the forward pass and one in the backward pass
     with torch.no_grad():
         model(images)
     assert calls == [4] * len(model.blocks())
@@ -165,7 +165,7 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
 
 @pytest.mark.slow
 def test_compiled_blocks_compute_the_same() -> None:
-    """Through the real compiler, forward and backward, with activation checkpointing."""
+    """The real compiler runs forward and backward, with activation checkpointing."""
     images = torch.randn(2, 3, 32, 32)
     gradients = []
     for compiled in (False, True):

@@ -1,4 +1,4 @@
-"""A sharded run from the command line, with all callbacks, and what other commands make of it."""
+"""Other commands validate, continue and export a sharded run that the command line trained with all callbacks."""
 
 import json
 from pathlib import Path

@@ -33,7 +33,7 @@ def distance(one: Result, other: Result) -> float:
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_all_strategies_give_the_weights_of_one_process(results: dict[str, Result], stage: int) -> None:
-    """Three steps of SGD in two micro-batches each; seen: 9e-8. Under FSDP processes begin with different weights."""
+    """Take three SGD steps of two micro-batches (seen: 9e-8). Under FSDP processes begin with different weights."""
     single = results[f"{stage}-single"]
     for name, result in results.items():
         if name.startswith(str(stage)) and not name.endswith("bf16"):
@@ -46,25 +46,25 @@ def test_all_strategies_give_the_weights_of_one_process(results: dict[str, Resul
 
 
 def test_processes_may_drop_different_numbers_of_patches(results: dict[str, Result]) -> None:
-    """Each pads to the longest sequence of its own images. Under FSDP with compiled, recomputed blocks."""
+    """Each process pads to its own longest sequence. Under FSDP the blocks are compiled and recomputed."""
     single = results["drop-single"]
     assert not any(name.endswith("encoder.mask_token") for name in single[0])
     for name in ("drop-ddp", "drop-fsdp"):
         assert distance(single, results[name]) < 5e-7, name
     moved = (single[0][name] - value for name, value in results["1-single"][0].items() if name in single[0])
-    assert max(difference.abs().max().item() for difference in moved) > 1e-2  # it is another training
+    assert max(difference.abs().max().item() for difference in moved) > 1e-2  # dropping patches changes the training
 
 
 @pytest.mark.parametrize("stage", [1, 3])
 def test_bfloat16_parameters_compute_and_float32_ones_are_kept(results: dict[str, Result], stage: int) -> None:
-    """Seen: 1.1e-4 from float32, of steps that move weights by 1e-2."""
+    """The weights differ from float32 by 1.1e-4 (seen), and the steps move them by 1e-2."""
     result = results[f"{stage}-bf16"]
     assert 1e-6 < distance(results[f"{stage}-single"], result) < 1e-3
     assert result[2] == {"torch.float32"}
 
 
 def test_gradients_are_averaged_once_per_step(results: dict[str, Result]) -> None:
-    """Two micro-batches per step; the denoiser has two blocks, and one unit for what is in none of them.
+    """A step has two micro-batches. The denoiser has three units: two blocks, and one for all other weights.
 
     In stage 1 these are three units of encoder and decoder each, two of the auxiliary decoder, one of the bottleneck,
     and three rotary embeddings.
@@ -72,7 +72,7 @@ def test_gradients_are_averaged_once_per_step(results: dict[str, Result]) -> Non
     assert results["3-fsdp"][3] == [0, 3] * 3
     assert results["1-fsdp"][3] == [0, 12] * 3
     for step in range(3):
-        first, second = results["3-ddp"][4][4 * step : 4 * step + 2]  # after the first micro-batch, of each process
+        first, second = results["3-ddp"][4][4 * step : 4 * step + 2]  # of both processes after the first micro-batch
         assert len(first) == len(second) > 20
         assert first != second
 
@@ -94,4 +94,4 @@ def test_switches_were_on(results: dict[str, Result]) -> None:
 
 
 def test_a_task_that_only_evaluates_runs_under_a_strategy_that_shards() -> None:
-    assert is_overridden("configure_model", LatentEncoding(tokenizer()))  # what Lightning asks for
+    assert is_overridden("configure_model", LatentEncoding(tokenizer()))  # Lightning requires this method

@@ -1,4 +1,4 @@
-"""Built on the meta device on all processes but the first, networks train as if every process had built them."""
+"""Networks that only the first process builds with values train as if every process had built them."""
 
 import json
 from collections.abc import Iterator
@@ -33,13 +33,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory, digits_root: Path) -> Path:
 
 
 def tensors(folder: Path, step: int) -> dict[str, Tensor]:
-    """Weights, averages, buffers and optimizer states of a checkpoint."""
+    """Return the weights, averages, buffers and optimizer states of a checkpoint."""
     return split(read_checkpoint(folder / "checkpoints" / f"step={step:09d}.ckpt"))[0]
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_the_switch_changes_no_bit(runs: Path, stage: int) -> None:
-    """Frozen networks are random here, too, so they have to be those of the first process."""
+    """The frozen networks are random too, so all processes must take those of the first process."""
     whole, meta = (tensors(runs / f"{stage}-{name}", STEPS) for name in ("whole", "meta"))
     assert whole.keys() == meta.keys()
     assert all(torch.equal(meta[name], value) for name, value in whole.items())
@@ -49,7 +49,7 @@ def test_the_switch_changes_no_bit(runs: Path, stage: int) -> None:
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_the_second_process_never_has_the_whole(runs: Path, stage: int) -> None:
-    """Before sharding it has no value of the trained network and its averages; all else is there."""
+    """Before sharding, the other process holds all values except those of the trained network and its averages."""
     for name, trained in (("meta", ["meta"]), ("whole", ["cpu"])):
         first, second = (json.loads((runs / f"{stage}-{name}" / f"devices.{rank}.json").read_text()) for rank in (0, 1))
         assert first == {"trained": ["cpu"], "others": ["cpu"]}
@@ -57,7 +57,7 @@ def test_the_second_process_never_has_the_whole(runs: Path, stage: int) -> None:
 
 
 def test_a_run_continues_on_the_meta_device(runs: Path) -> None:
-    """With a guide like the denoiser, which is not sharded."""
+    """The guide is a copy of the denoiser and is not sharded."""
     whole, continued = (tensors(runs / f"3-{name}", STEPS) for name in ("whole", "continued"))
     assert whole.keys() == continued.keys()
     assert all(torch.equal(continued[name], value) for name, value in whole.items())
@@ -115,7 +115,7 @@ def test_parts_are_built_where_the_network_is() -> None:
 
 
 def test_files_are_compared_with_networks_on_the_meta_device(tmp_path: Path) -> None:
-    """What is published fits; weights of a run are left to the first process, but a guide has them."""
+    """Published weights fit; only the first process loads the weights of a run, but every process loads a guide."""
     tokenizer().save_pretrained(tmp_path)
     with torch.device("meta"):
         network, other = Tokenizer.from_pretrained(tmp_path), denoiser()

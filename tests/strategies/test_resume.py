@@ -1,4 +1,4 @@
-"""A run that is killed and continued is the run that was not, by any strategy; checkpoints fit all strategies."""
+"""A killed and continued run equals an uninterrupted one under any strategy; checkpoints fit all strategies."""
 
 import json
 import math
@@ -33,22 +33,22 @@ def result(folder: Path) -> tuple[dict[str, Tensor], int]:
 
 
 def journal(folder: Path) -> list[list[dict[str, float]]]:
-    """What each micro-batch logged on each process."""
+    """Return the values that each micro-batch logged on each process."""
     return [[json.loads(line) for line in path.read_text().splitlines()] for path in sorted(folder.glob("scalars.*"))]
 
 
 @pytest.mark.parametrize("kind", ["1-ddp", "1-fsdp", "2-ddp", "2-fsdp", "3-ddp", "3-fsdp-async"])
 def test_a_killed_run_continues_bit_for_bit(runs: Path, kind: str) -> None:
-    """SIGKILL between the micro-batches of the third of four steps, after the checkpoint of the second."""
+    """SIGKILL arrives between the micro-batches of step 3 of 4, after the checkpoint of step 2."""
     whole, parts = (runs / f"{kind}-{name}" for name in ("whole", "parts"))
     expected, found = journal(whole), journal(parts)
     assert len(expected) == len(found) == 2
     for one, other in zip(expected, found, strict=True):
         assert [values["step"] for values in one] == [0, 1, 1, 2, 2, 3, 3, 4]
         assert [values["step"] for values in other][:5] == [0, 1, 1, 2, 2]
-        assert [values["step"] for values in other][5:] == [2, 3, 3, 4]  # the first micro-batch of step 3 again
+        assert [values["step"] for values in other][5:] == [2, 3, 3, 4]  # the first micro-batch of step 3 runs again
         for uninterrupted, continued in zip(one[:5] + one[4:], other, strict=True):
-            common = uninterrupted.keys() & continued.keys()  # not everything has been logged again after a restart
+            common = uninterrupted.keys() & continued.keys()  # some values are not logged again right after a restart
             assert "train/loss" in common
             assert {name: uninterrupted[name] for name in common} == {name: continued[name] for name in common}
     (weights, _), (again, _) = result(whole), result(parts)
@@ -61,7 +61,7 @@ def test_a_killed_run_continues_bit_for_bit(runs: Path, kind: str) -> None:
     ["fsdp-to-single", "fsdp-to-ddp", "fsdp-to-fsdp-4", "fsdp-to-hsdp-4", "single-to-fsdp", "fsdp-file-to-single"],
 )
 def test_another_strategy_and_number_of_processes_continue(runs: Path, way: str) -> None:
-    """Two steps of AdamW at a learning rate of 1e-3 after the change; rounding is all that differs (seen: 1.2e-7)."""
+    """After the change, two steps of AdamW at a learning rate of 1e-3 differ only by rounding (seen: 1.2e-7)."""
     expected, found = result(runs / WHOLE)[0], result(runs / f"from-{way}")[0]
     assert expected.keys() == found.keys()
     assert max((found[name] - value).abs().max().item() for name, value in expected.items()) < 1e-5
@@ -71,7 +71,7 @@ def test_another_strategy_and_number_of_processes_continue(runs: Path, way: str)
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_process_holds_half_of_what_it_holds_without_sharding(runs: Path, stage: int) -> None:
-    """Bytes of parameters, moving averages and AdamW's states; the discriminator is whole on both processes."""
+    """Count the bytes of parameters, averages and AdamW's states; both processes hold the whole discriminator."""
     sharded = result(runs / f"{stage}-fsdp{'-async' if stage == 3 else ''}-whole")[1]
     assert 0.5 <= sharded / result(runs / f"{stage}-ddp-whole")[1] <= 0.55
 
@@ -79,7 +79,7 @@ def test_a_process_holds_half_of_what_it_holds_without_sharding(runs: Path, stag
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_process_holds_what_was_planned(runs: Path, stage: int, strategy: Literal["ddp", "fsdp"]) -> None:
-    """To the byte; what is measured are parameters, averages and optimizer states, without buffers."""
+    """The plan is exact to the byte for parameters, averages and optimizer states; buffers are not measured."""
     adam = optimization("AdamW", 1e-3)
     networks = trained_networks(
         build(

@@ -1,4 +1,4 @@
-"""All processes go back to the same checkpoint together, file or folder, sharded or not."""
+"""All processes return to the same checkpoint together: file or folder, sharded or not."""
 
 import json
 from pathlib import Path
@@ -22,12 +22,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory, digits_root: Path) -> Path:
 
 
 def results(folder: Path) -> list[Any]:
-    """Of each process: state after the rollback, weights at the end, rollbacks, learning rates."""
+    """Return for each process the state after the rollback, final weights, rollbacks and learning rates."""
     return [torch.load(path) for path in sorted(folder.glob("?.pt"))]
 
 
 def tensors(optimizers: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Tensors of optimizer states by optimizer, parameter and name."""
+    """Return the tensors of optimizer states by optimizer, parameter and name."""
     return {
         f"{number}.{index}.{name}": value
         for number, optimizer in enumerate(optimizers)
@@ -42,7 +42,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize("way", PROCESSES)
 def test_every_process_has_what_the_checkpoint_holds(runs: Path, way: str) -> None:
-    """Weights, averages, LeCAM and states of both optimizers, bit for bit."""
+    """Weights, averages, LeCAM and the states of both optimizers are bit-equal."""
     path = runs / way / "checkpoints" / "step=000000002.ckpt"
     assert path.is_dir() == (way in ("fsdp-async", "from-folder"))
     saved, later = read_checkpoint(path), read_checkpoint(path.with_name("step=000000004.ckpt"))
@@ -59,7 +59,7 @@ def test_every_process_has_what_the_checkpoint_holds(runs: Path, way: str) -> No
 
 @pytest.mark.parametrize("way", PROCESSES)
 def test_all_go_on_as_one_process(runs: Path, way: str) -> None:
-    """Two steps of AdamW at a learning rate of 1e-3 after the rollback; rounding is all that differs (seen: 1.4e-7)."""
+    """After the rollback, two steps of AdamW at a learning rate of 1e-3 differ only by rounding (seen: 1.4e-7)."""
     [(_, expected, _, rates)] = results(runs / "single")
     for (after, _), weights, _, own_rates in results(runs / way):
         assert weights.keys() == expected.keys()
@@ -69,7 +69,7 @@ def test_all_go_on_as_one_process(runs: Path, way: str) -> None:
 
 
 def test_a_sharded_run_continues_after_the_rollback_bit_for_bit(runs: Path) -> None:
-    """From the checkpoint of step 6, without those of before."""
+    """Continue from the checkpoint of step 6 alone."""
     whole, continued = results(runs / "fsdp-async"), results(runs / "continued")
     for (_, expected, spans, _), (_, weights, own_spans, _) in zip(whole, continued, strict=True):
         assert same(expected, weights)

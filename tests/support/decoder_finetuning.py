@@ -1,4 +1,4 @@
-"""A small task of stage 2 and the tokenizer that it starts from."""
+"""Build a small task of stage 2 and the tokenizer that it starts from."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""A small task of stage 1, its data and its trainer."""
+"""Build a small task of stage 1, its data and its trainer."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -20,7 +20,7 @@ SIZE = TransformerSize(16, 1, 2)
 
 
 class Noise(IterableDataset):
-    """Endless batches of images that are a function of their number."""
+    """Yields endless batches of images; the number of a batch decides its images."""
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         number = 0
@@ -35,7 +35,7 @@ class Noise(IterableDataset):
 
 
 class CountingDiscriminator(PatchGAN):
-    """Remembers how it was called."""
+    """Records its calls."""
 
     def __init__(self) -> None:
         super().__init__(channels=4, layers=1)

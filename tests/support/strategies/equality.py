@@ -66,7 +66,7 @@ def train(folder: Path, digits: Path, name: str, stage: int, strategy: str, worl
     nn.Module.compile = partialmethod(nn.Module.compile, backend="aot_eager")  # type: ignore[method-assign]
     precision, other = options.pop("precision", "32-true"), options.pop("other", "")
     elsewhere = os.environ.get("RANK") == "1"
-    if other == "meta":  # the other process builds the trained network without memory
+    if other == "meta":  # the second process builds the trained network without memory
         part, make = ("denoiser", denoiser) if stage == 3 else ("tokenizer", tokenizer)
         torch.manual_seed(stage)
         with torch.device("meta") if elsewhere else nullcontext():
@@ -75,7 +75,7 @@ def train(folder: Path, digits: Path, name: str, stage: int, strategy: str, worl
         torch.manual_seed(stage)
         options["tokenizer"] = tokenizer(mask_mode="drop")
     task = build(stage, **options)
-    if other == "seed" and elsewhere:  # as if the other process had another seed
+    if other == "seed" and elsewhere:  # as if the second process had another seed
         with torch.no_grad():
             for parameter in task.parameters():
                 parameter.add_(1.0)

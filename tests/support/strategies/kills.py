@@ -1,4 +1,4 @@
-"""Run by ``test_kills``: a run that saves in every step, killed again and again and continued each time."""
+"""Kill a run that saves in every step repeatedly, and continue it each time, for ``test_kills``."""
 
 import json
 import random
@@ -17,7 +17,7 @@ STAGE = 3
 
 
 def complete_steps(folder: Path) -> list[int]:
-    """Steps of all complete checkpoints, each of which must be readable and of its step."""
+    """Return the steps of all complete checkpoints; check that each is readable and holds its step."""
     steps = []
     for path in complete_checkpoints(folder):
         checkpoint = read_checkpoint(path)
@@ -29,7 +29,7 @@ def complete_steps(folder: Path) -> list[int]:
 
 
 def kill_at_random(group: Group, folder: Path, draw: random.Random, number: int) -> None:
-    """SIGKILL to all after they have saved once: as the next checkpoint is begun, a bit later, or at any time."""
+    """Kill all processes after a first save: as the next checkpoint begins, shortly later, or at any time."""
     before = set(complete_checkpoints(folder))
     while set(complete_checkpoints(folder)) <= before and any(process.is_alive() for process in group.processes):
         time.sleep(0.001)
@@ -40,7 +40,7 @@ def kill_at_random(group: Group, folder: Path, draw: random.Random, number: int)
 
 
 def main(folder: Path, digits: Path, kills: int, kind: str) -> None:
-    """Kill and continue so often, checking each time what is left; then run to the end, as another run does at once."""
+    """Kill, check and continue the given number of times, then finish; also run once without interruption."""
     draw, counts = random.Random(kills), {"killed": 0, "torn": 0}
     steps, whole, parts = 10 + 5 * kills, folder / "whole", folder / "parts"
     arguments = (digits, STAGE, kind, steps, -1, 1)
@@ -54,8 +54,8 @@ def main(folder: Path, digits: Path, kills: int, kind: str) -> None:
         counts["killed"] += any(process.exitcode == -signal.SIGKILL for process in group.processes)
         counts["torn"] += bool(list(parts.glob("checkpoints/.*.partial")))
         complete = complete_steps(parts)
-        assert complete[-1] > newest, (complete, newest)  # one was awaited
-        assert len(complete) >= min(2, complete[-1]), complete  # and keep_last is 2
+        assert complete[-1] > newest, (complete, newest)  # the kill waited for a new checkpoint
+        assert len(complete) >= min(2, complete[-1]), complete  # keep_last is 2
         newest = complete[-1]
         assert resolve_checkpoint("last", parts, "fit") == str(complete_checkpoints(parts)[-1])
     run_group(KIND[kind], train, parts, *arguments)

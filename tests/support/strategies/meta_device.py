@@ -1,4 +1,4 @@
-"""Run by ``test_meta_device``: ``main.py fit`` of all stages on two processes, with and without the meta device."""
+"""Run ``main.py fit`` of all stages on two processes, with and without the meta device, for ``test_meta_device``."""
 
 import json
 import shutil
@@ -12,14 +12,14 @@ from main import main
 from tests.support.helpers import EXPERIMENTS, TINY
 from tests.support.processes import run_group
 
-STEPS, SAVED = 2, 1  # the discriminator plays in the second
+STEPS, SAVED = 2, 1  # the discriminator is active in the second step
 EXPERIMENT = {1: "imagenet256_maetok_b128", 2: "imagenet256_decoder", 3: "imagenet256_sit_xl"}
 OVERLAY = {1: "tiny", 2: "tiny_decoder", 3: "tiny_diffusion"}
 ROOTS = {1: ("model", "ema"), 2: ("model", "ema"), 3: ("denoiser", "emas")}
 
 
 class RecordDevices(Callback):
-    """Writes on which devices a process has the trained network and its averages, and all else, before sharding."""
+    """Records before sharding which devices hold the trained network with its averages, and all other networks."""
 
     def __init__(self, stage: int) -> None:
         self.roots = ROOTS[stage]
@@ -33,7 +33,7 @@ class RecordDevices(Callback):
 
 
 def train(folder: Path, digits: Path, stage: int, meta_device: bool, *arguments: str) -> None:
-    """One process of a run of the command line."""
+    """Run one process of the command line."""
     overlays = [f"--config={TINY.with_name(name)}.yaml" for name in (OVERLAY[stage], "fsdp")]
     recorder = [
         "--trainer.callbacks+=tests.support.strategies.meta_device.RecordDevices",
@@ -48,7 +48,7 @@ def train(folder: Path, digits: Path, stage: int, meta_device: bool, *arguments:
 
 
 def runs(root: Path, digits: Path) -> None:
-    """Each stage, with random frozen networks, both ways from the run before it; and one continued from a step."""
+    """Run each stage both ways from the previous stage, with random frozen networks; continue one run from a step."""
 
     def run(name: str, stage: int, meta_device: bool, *arguments: str) -> None:
         (root / name).mkdir(exist_ok=True)

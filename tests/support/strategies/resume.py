@@ -1,4 +1,4 @@
-"""Run by ``test_resume``: runs that are killed and continued, by other strategies and numbers of processes too."""
+"""Kill runs and continue them, also by another strategy or number of processes, for ``test_resume``."""
 
 import json
 import os
@@ -34,7 +34,7 @@ class Journal(Callback):
             file.write(json.dumps(values | {"step": trainer.global_step}) + "\n")
         last = trainer.global_rank == trainer.world_size - 1
         if pl_module.micro_step == 1 and trainer.global_step + 1 == self.kill_in and last:
-            while not complete_checkpoints(self.folder):  # it may be written asynchronously
+            while not complete_checkpoints(self.folder):  # another thread may still write it
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -61,7 +61,7 @@ def train(
 
 
 def exact(root: Path, digits: Path) -> None:
-    """An uninterrupted run, and one that is killed and continued, of each stage by DDP and FSDP."""
+    """Train each stage by DDP and FSDP twice: uninterrupted, and killed and continued."""
     for stage in (1, 2, 3):
         for kind in ("ddp", "fsdp-async" if stage == 3 else "fsdp"):
             for name, kills in (("whole", (-1,)), ("parts", (KILLED, -1))):
@@ -76,7 +76,7 @@ def exact(root: Path, digits: Path) -> None:
 
 
 def elsewhere(root: Path, digits: Path) -> None:
-    """Stage 1, begun by one strategy until the first checkpoint, and continued by another."""
+    """Train stage 1 by one strategy until the first checkpoint, and continue by another."""
     beginnings = {}
     for kind in ("single", "fsdp", "fsdp-file"):
         beginnings[kind] = root / f"begun-{kind}"

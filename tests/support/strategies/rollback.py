@@ -1,4 +1,4 @@
-"""Run by ``test_rollback``: training that goes back to an older checkpoint, on one process, by DDP and sharded."""
+"""Train with a rollback to an older checkpoint: on one process, by DDP and sharded, for ``test_rollback``."""
 
 import shutil
 import sys
@@ -18,11 +18,11 @@ from tests.support.strategies.resume import KIND
 from tests.support.strategies.runs import build, fit, optimization, whole_state
 
 STEPS, SAVED, BACK = 7, 2, 5
-BAD = [3, 4]  # steps 4 and 5; step 2 is the newest checkpoint before, step 4 was saved as well
+BAD = [3, 4]  # steps 4 and 5; the newest earlier checkpoint is step 2, and step 4 is saved too
 
 
 class Whole(Callback):
-    """Everything that there is of task and optimizers before the step after the rollback."""
+    """Records the whole state of task and optimizers before the first step after the rollback."""
 
     state: Any = None
 
@@ -33,7 +33,7 @@ class Whole(Callback):
 
 
 def train(folder: Path, digits: Path, kind: str) -> None:
-    """Train from the newest checkpoint; every process saves what it had after the rollback and at the end."""
+    """Train from the newest checkpoint; every process saves its state after the rollback and at the end."""
     adam, last = optimization("AdamW", 1e-3), KIND[kind] - 1
     task = build(1, autoencoder_optimization=adam, discriminator_optimization=adam, accumulate_grad_batches=1)
     guard, whole = NonFiniteGuard(max_in_a_row=2, check_every_n_steps=BACK, rollbacks=1), Whole()
@@ -48,7 +48,7 @@ def train(folder: Path, digits: Path, kind: str) -> None:
 
 
 def main(root: Path, digits: Path) -> None:
-    """Runs from the beginning, and two from a sharded checkpoint alone, of before or after the rollback."""
+    """Run from the beginning, and twice from one sharded checkpoint: before and after the rollback."""
     for kind in ("single", "ddp", "fsdp-async"):
         (root / kind).mkdir()
         run_group(KIND[kind], train, root / kind, digits, kind)

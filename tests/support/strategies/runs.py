@@ -1,4 +1,4 @@
-"""Small tasks of all three stages, and training them under any strategy."""
+"""Build small tasks of all three stages and train them under any strategy."""
 
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ def tokenizer(**options: Any) -> Tokenizer:
 
 
 def denoiser() -> SiT:
-    """One that is not zero, as a new one would be."""
+    """Return a denoiser with random weights: a new one returns zeros."""
     network = SiT(4, 8, 10, SIZE)
     for parameter in network.parameters():
         if parameter.requires_grad:
@@ -39,7 +39,7 @@ def denoiser() -> SiT:
 
 
 def build(stage: int, optimizer: str = "SGD", rate: float = 0.02, **options: Any) -> Task:
-    """The task of a stage with all that trains there: discriminator, LeCAM, augmentation, two micro-batches a step."""
+    """Build the task of a stage with discriminator, LeCAM, augmentation and two micro-batches a step."""
     torch.manual_seed(stage)
     trained = {"denoiser": denoiser()} if stage == 3 else {"tokenizer": tokenizer()}
     options = trained | options
@@ -65,7 +65,7 @@ def build(stage: int, optimizer: str = "SGD", rate: float = 0.02, **options: Any
 
 
 def strategy_of(name: str) -> Strategy | str:
-    """A strategy by the name of its overlay and a variant, as ``fsdp-file``; ``single`` is one process."""
+    """Return the strategy by overlay name and variant, such as ``fsdp-file``; ``single`` is one process."""
     if name == "ddp":
         return DDPStrategy(find_unused_parameters=True)
     if name.startswith("hsdp"):
@@ -109,7 +109,7 @@ def fit(
 
 
 def held_bytes(trainer: Trainer, task: Task) -> int:
-    """Bytes of parameters, moving averages and optimizer states that this process holds; frozen networks are apart."""
+    """Return the bytes of parameters, averages and optimizer states on this process, without frozen networks."""
     tensors = [to_local_shard(parameter) for parameter in task.parameters()]
     for optimizer in trainer.optimizers:
         tensors += [to_local_shard(value) for state in optimizer.state.values() for value in state.values()]
@@ -117,5 +117,5 @@ def held_bytes(trainer: Trainer, task: Task) -> int:
 
 
 def whole_state(task: Task) -> dict[str, torch.Tensor]:
-    """All weights, put together from all processes."""
+    """Return all weights, gathered from all processes."""
     return {name: to_full_tensor(value).detach().clone() for name, value in task.state_dict().items()}
