@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
@@ -30,7 +31,9 @@ class Interpolations(Callback):
         side: side of one picture in pixels.
     """
 
-    def __init__(self, pairs: int = 32, rows: int = 8, steps: int = 5, side: int = 64) -> None:
+    def __init__(
+        self, pairs: PositiveInt = 32, rows: PositiveInt = 8, steps: PositiveInt = 5, side: PositiveInt = 64
+    ) -> None:
         self.pairs, self.rows, self.steps, self.side = pairs, rows, steps, side
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
@@ -36,7 +37,13 @@ class LatentPictures(Callback):
         side: side of an image in the projector, in pixels.
     """
 
-    def __init__(self, max_samples: int = 10_000, classes: int = 10, per_class: int = 100, side: int = 32) -> None:
+    def __init__(
+        self,
+        max_samples: PositiveInt = 10_000,
+        classes: PositiveInt = 10,
+        per_class: PositiveInt = 100,
+        side: PositiveInt = 32,
+    ) -> None:
         self.max_samples, self.classes, self.per_class, self.side = max_samples, classes, per_class, side
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:

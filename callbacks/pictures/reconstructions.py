@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback, Trainer
 
 from callbacks.pictures.drawing import picture_grid, show_picture
@@ -16,7 +17,7 @@ class ReconstructionPictures(Callback):
         side: side of one picture in pixels; images at least this large are drawn at this size.
     """
 
-    def __init__(self, images: int = 8, side: int = 96) -> None:
+    def __init__(self, images: PositiveInt = 8, side: PositiveInt = 96) -> None:
         self.images, self.side = images, side
 
     def on_validation_batch_end(

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback, Trainer
 
 from callbacks.pictures.drawing import picture_grid, show_picture
@@ -24,8 +25,8 @@ class SamplePictures(Callback):
     def __init__(
         self,
         classes: tuple[int, ...] = (207, 360, 387, 974, 88, 979, 417, 279),
-        per_class: int = 4,
-        side: int = 96,
+        per_class: PositiveInt = 4,
+        side: PositiveInt = 96,
         guidance_scale: float | None = None,
     ) -> None:
         self.classes, self.per_class, self.side, self.guidance_scale = classes, per_class, side, guidance_scale

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jsonargparse.typing import PositiveFloat
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -39,7 +40,8 @@ class Throughput(Callback):
     - ``memory_gib``: peak memory of this process; on a GPU the peak of tensors since the last log step, on a CPU the
       peak since the process started.
 
-    This callback waits for a GPU only once per log step.
+    This callback waits for a GPU only once per log step. Lightning's ``ThroughputMonitor`` is not enough: it knows no
+    waiting for the loader and one number of FLOPs for all steps, but a step with the discriminator takes more.
 
     Args:
         peak_flops_per_second: peak rate of one device. By default the vendor's rate for the precision of training, or,
@@ -47,18 +49,11 @@ class Throughput(Callback):
             seconds.
         model_flops_per_image: known FLOPs, instead of counting, which is impossible with compiled networks;
             ``python -m tools.plan`` prints the FLOPs of a step.
-
-    Raises:
-        ValueError: if one of them is given and not positive.
     """
 
-    def __init__(self, peak_flops_per_second: float | None = None, model_flops_per_image: float | None = None) -> None:
-        for name, value in (
-            ("peak_flops_per_second", peak_flops_per_second),
-            ("model_flops_per_image", model_flops_per_image),
-        ):
-            if value is not None and not value > 0:
-                raise ValueError(f"Throughput {name}={value} must be positive; leave it out to measure it")
+    def __init__(
+        self, peak_flops_per_second: PositiveFloat | None = None, model_flops_per_image: PositiveFloat | None = None
+    ) -> None:
         self.peak, self.model_flops_per_image = peak_flops_per_second, model_flops_per_image
         self.interval = Interval()
         self.started: tuple[float, float] | None = None

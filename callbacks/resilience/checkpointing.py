@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
@@ -82,23 +83,17 @@ class ResumableCheckpoint(Checkpoint):
 
     def __init__(
         self,
-        every_n_steps: int = 5000,
-        keep_last: int = 2,
-        keep_every_n_steps: int = 0,
-        keep_best: int = 0,
+        every_n_steps: PositiveInt = 5000,
+        keep_last: PositiveInt | Literal[-1] = 2,
+        keep_every_n_steps: NonNegativeInt = 0,
+        keep_best: NonNegativeInt = 0,
         monitor: str | None = None,
         mode: Literal["min", "max"] = "min",
         asynchronous: bool = False,
     ) -> None:
-        if every_n_steps < 1 or keep_last not in (-1, *range(1, 1000)):
+        if (keep_best > 0) != (monitor is not None):
             raise ValueError(
-                f"ResumableCheckpoint needs every_n_steps >= 1 and keep_last >= 1 (or -1 for all), got {every_n_steps} "
-                f"and {keep_last}"
-            )
-        if keep_every_n_steps < 0 or keep_best < 0 or (keep_best > 0) != (monitor is not None):
-            raise ValueError(
-                f"ResumableCheckpoint needs keep_every_n_steps >= 0 and keep_best >= 0 with a monitor, got "
-                f"{keep_every_n_steps}, {keep_best} and monitor={monitor}"
+                f"ResumableCheckpoint: keep_best={keep_best} and monitor={monitor} need each other: set both or neither"
             )
         self.every_n_steps, self.keep_last, self.keep_every_n_steps = every_n_steps, keep_last, keep_every_n_steps
         self.keep_best, self.monitor, self.mode = keep_best, monitor, mode

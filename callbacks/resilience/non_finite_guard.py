@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -72,25 +73,16 @@ class NonFiniteGuard(Callback):
         rollbacks: how often one run, over all its restarts, may roll back instead of ending. A rollback needs a
             checkpoint of :class:`callbacks.ResumableCheckpoint` from before the skipped steps, so ``keep_last`` must
             be large enough.
-
-    Raises:
-        ValueError: if a number is out of range.
     """
 
     def __init__(
         self,
-        max_in_a_row: int = 10,
-        check_every_n_steps: int = 10,
-        spike_threshold: float = 8.0,
-        spike_window: int = 200,
-        rollbacks: int = 0,
+        max_in_a_row: PositiveInt = 10,
+        check_every_n_steps: PositiveInt = 10,
+        spike_threshold: PositiveFloat = 8.0,
+        spike_window: PositiveInt = 200,
+        rollbacks: NonNegativeInt = 0,
     ) -> None:
-        if min(max_in_a_row, check_every_n_steps, spike_window) < 1 or not spike_threshold > 0 or rollbacks < 0:
-            raise ValueError(
-                f"NonFiniteGuard: max_in_a_row={max_in_a_row}, check_every_n_steps={check_every_n_steps}, "
-                f"spike_window={spike_window} and spike_threshold={spike_threshold} must all be positive, "
-                f"rollbacks={rollbacks} not negative"
-            )
         self.max_in_a_row, self.check_every_n_steps = max_in_a_row, check_every_n_steps
         self.spike_threshold, self.history = spike_threshold, LossHistory(spike_window)
         self.skipped_steps, self.in_a_row, self.loss_spikes = 0, 0, 0

@@ -1,6 +1,7 @@
 """``python -m maetok.checkpoints.consolidate --ckpt FOLDER --output FILE``: a sharded checkpoint as one file.
 
 Training can continue from either, on any number of processes, and ``python -m maetok.hub export`` reads either.
+torch's ``dcp_to_torch_save`` is not enough: it reads tensors alone, and counters and data position lie in ``rest.pt``.
 """
 
 import argparse

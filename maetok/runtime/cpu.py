@@ -1,4 +1,7 @@
-"""Settings of this process that make networks faster on a CPU; results keep float32 precision."""
+"""Settings of this process that make networks faster on a CPU; results keep float32 precision.
+
+No library sets them. docs/performance.md has the gains, which are above 5 % each.
+"""
 
 import torch
 

@@ -33,6 +33,9 @@ class FlopCounter(TorchDispatchMode):
 
     Every operation runs unchanged, so results are equal bit for bit. Compiled functions are the exception: torch runs
     them uncompiled while such a mode is active.
+
+    torch's ``FlopCounterMode`` is not enough: it counts recomputation as part of the model, and has no formula for
+    attention on the CPU or for packed layers.
     """
 
     def __init__(self) -> None:

@@ -127,8 +127,8 @@ def test_checkpoints_are_saved_at_multiples_and_at_the_end_and_old_ones_go(tmp_p
     assert history[3] == ["000000002"]
     assert history[-1] == ["000000004", "000000006"]
     callback.on_train_end(trainer, None)
-    with pytest.raises(ValueError, match="keep_last >= 1"):
-        ResumableCheckpoint(keep_last=0)
+    with pytest.raises(ValueError, match="keep_best=1 and monitor=None need each other"):
+        ResumableCheckpoint(keep_best=1)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
         "step=000000006.ckpt",
         "step=000000007.ckpt",

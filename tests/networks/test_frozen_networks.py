@@ -92,7 +92,7 @@ def test_discriminators_judge_each_image_alone_and_give_it_a_gradient(build) -> 
 def test_dino_discriminator_has_logits_of_every_depth_and_position() -> None:
     discriminator = DINODiscriminator(VIT, layers=(0, 2), image_size=32)
     assert discriminator(torch.rand(2, 3, 48, 48)).shape == (2, 2 * 4)
-    with pytest.raises(ValueError, match="image_size=40 is no multiple"):
+    with pytest.raises(ValueError, match="image_size=40 is not a multiple"):
         DINODiscriminator(VIT, layers=(0,), image_size=40)
 
 
