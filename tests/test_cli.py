@@ -138,6 +138,7 @@ class TestErrors:
             ("digits_sit", "model.init_args.validation_bins=0", "v>0"),
             ("digits_sit", "model.init_args.statistics_samples=0", "v>0"),
             ("digits_tokenizer", "trainer.callbacks.keep_every_n_steps=-1", "v>=0"),
+            ("digits_tokenizer", "trainer.callbacks.keep_last=-2", "v>0"),
             ("digits_tokenizer", "trainer.callbacks.keep_last=0", "v>0"),
             ("digits_tokenizer", "trainer.strategy.init_args.replicate=0", "v>0"),
             ("digits_tokenizer", "trainer.strategy.init_args.timeout_minutes=0", "v>0"),

@@ -248,8 +248,3 @@ class TestContinuation:
         with pytest.raises(NonFiniteError, match=r"from step 9 on .*rollbacks=1"):
             fitted.fit(diffusion(), datamodule=latent_shards(cache), ckpt_path=str(complete_checkpoints(tmp_path)[-1]))
         assert guard.rollback.spans == [[5, 8]]
-
-
-def test_a_negative_number_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"rollbacks=-1 not negative"):
-        NonFiniteGuard(rollbacks=-1)
