@@ -26,7 +26,8 @@ def optimization(name: str, rate: float) -> Optimization:
 
 
 def tokenizer(**options: Any) -> Tokenizer:
-    return Tokenizer(32, 8, 4, partial(PlainBottleneck, channels=8), SIZE, SIZE, decoder_positions="both", **options)
+    defaults = {"encoder": SIZE, "decoder": SIZE, "decoder_positions": "both"}
+    return Tokenizer(32, 8, 4, partial(PlainBottleneck, channels=8), **(defaults | options))
 
 
 def denoiser() -> SiT:
