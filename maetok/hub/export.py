@@ -14,9 +14,7 @@ from maetok.checkpoints.building import build_network
 from maetok.checkpoints.files import read_checkpoint, read_weights
 from maetok.checkpoints.networks import LEGACY, NetworkRecord, read_records
 from maetok.checkpoints.runs import locate_checkpoint
-from maetok.networks.denoiser.sit import SiT
 from maetok.networks.folder import PUBLISHED_FILES, STATISTICS_FILE, write_statistics
-from maetok.networks.tokenizer.tokenizer import Tokenizer
 
 
 def export(ckpt: str | Path, output: str | Path, config: str | Path | None = None, weights: str = "ema") -> nn.Module:
@@ -44,19 +42,18 @@ def export(ckpt: str | Path, output: str | Path, config: str | Path | None = Non
     state = read_state(ckpt)
     name, record, description = describe(ckpt, None if config is None else Path(config))
     network = build_network(description, f"model.init_args.{name}")
-    if not isinstance(network, Tokenizer | SiT):
+    save = getattr(network, "save_pretrained", None)
+    if save is None:
         raise ValueError(
             f"model.init_args.{name}.class_path={description['class_path']}: only Tokenizer and SiT have a published "
             "format; keep the checkpoint, which init_from, denoiser_from and guide_from read"
         )
     load(network, state, record, weights, f"--ckpt={ckpt} --weights={weights}")
     network.eval()
-    if isinstance(network, Tokenizer):
-        network.save_pretrained(output)
-    elif isinstance(network, SiT):
-        mean, std = statistics_of(state, str(ckpt))
-        network.save_pretrained(output)
-        write_statistics(output, mean, std)
+    moments = statistics_of(state, str(ckpt)) if name == "denoiser" else ()
+    save(output)
+    if moments:
+        write_statistics(output, *moments)
     return network
 
 
