@@ -17,17 +17,17 @@ from maetok.analysis.interpolation import interpolated, midpoint_errors
 class Interpolations(Callback):
     """Draws and measures what lies between latents, in the last validation and in ``validate`` and ``test``.
 
-    Rows of the picture are image A, images decoded at even steps between the latents of A and B, image B; they go to
-    TensorBoard and ``pictures/interpolations_step=S.png``. Logged of the midpoints of all pairs, see
-    :class:`maetok.analysis.interpolation.MidpointErrors`: ``validation/interpolation_cycle_error``,
-    ``validation/interpolation_cycle_error_of_ends`` and ``validation/interpolation_pixel_change``. Pairs are of images
-    half the split apart, the same on any number of processes. Needs a datamodule with images and
-    ``evaluation_dataloader(split, max_samples)``.
+    A row of the picture shows image A, images decoded at even steps between the latents of A and B, and image B. The
+    loggers show the picture, and ``pictures/interpolations_step=S.png`` holds it. The callback logs the errors of the
+    midpoints of all pairs as ``validation/interpolation_cycle_error``, ``validation/interpolation_cycle_error_of_ends``
+    and ``validation/interpolation_pixel_change`` (:class:`maetok.analysis.interpolation.MidpointErrors`). The images of
+    a pair lie half of the measured images apart; pairs are the same on any number of processes. The datamodule must
+    have images and ``evaluation_dataloader(split, max_samples)``.
 
     Args:
-        pairs: how many pairs of images to measure.
-        rows: how many of them to draw.
-        steps: images drawn between A and B.
+        pairs: number of pairs of images to measure.
+        rows: number of pairs to draw.
+        steps: number of images to draw between A and B.
         side: side of one picture in pixels.
     """
 

@@ -24,16 +24,16 @@ from maetok.metrics import to_unit_range
 class LatentPictures(Callback):
     """Draws latents by class and writes their statistics, in the last validation and in ``validate`` and ``test``.
 
-    TensorBoard gets the picture, the latents with class and image in its embedding projector, and histograms of the
-    statistics over the channels; the run directory ``pictures/latents_step=S.png`` and
-    ``analysis/latent_statistics.json``. Pictures and projector show the first classes, the same number of samples of
-    each, by their first 50 principal components; statistics are of all samples. Needs a datamodule with images and
-    ``evaluation_dataloader(split, max_samples)``.
+    The loggers show the picture, and ``pictures/latents_step=S.png`` holds it. ``analysis/latent_statistics.json`` has
+    the statistics of all samples. Only TensorBoard also gets the statistics, as scalars and as histograms over the
+    channels, and the latents with class and image in its embedding projector. Picture and projector show the first
+    50 principal components of the first classes, with the same number of samples of each class where there are enough.
+    The datamodule must have images and ``evaluation_dataloader(split, max_samples)``.
 
     Args:
-        max_samples: largest number of validation samples, taken evenly from all of them.
+        max_samples: largest number of validation samples; they are spread evenly over the split.
         classes: largest number of classes to show.
-        per_class: largest number of samples of each to show.
+        per_class: largest number of samples of each class to show.
         side: side of an image in the projector, in pixels.
     """
 

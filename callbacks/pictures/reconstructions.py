@@ -10,7 +10,7 @@ from callbacks.schedule import current_step
 
 
 class ReconstructionPictures(Callback):
-    """Draws the task's views of the first validation images, to TensorBoard and as PNG files in the run directory.
+    """Draws the task's views of the first validation images, a row for each image, in each validation and test.
 
     Args:
         images: how many images to draw.

@@ -1,6 +1,6 @@
 """Settings of this process that make networks faster on a CPU; results keep float32 precision.
 
-No library sets them. docs/performance.md has the gains, which are above 5 % each.
+No library sets them. The gain of each depends on the CPU and was not measured by itself in docs/performance.md.
 """
 
 import torch

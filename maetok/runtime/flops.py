@@ -84,7 +84,10 @@ GPU_PEAKS = {
     "A100": PeakRates(312e12, 156e12, 19.5e12),
     "L40S": PeakRates(362e12, 183e12, 91.6e12),
 }
-"""Peak rates by a part of the name that CUDA gives. The first match counts, so PCIe versions come before SXM."""
+"""Peak rates by a part of the name that CUDA gives. The first match counts, so PCIe versions come before SXM.
+
+Lightning's table is not enough: its H200 rates for bfloat16 and TF32 are those with sparsity, twice the dense rates.
+"""
 
 OTHER_DEVICES = ("MIG", "NVL")
 """Parts of the names of slices and versions of these GPUs that have other rates."""
